@@ -1,0 +1,1 @@
+"""The inference engine: claims batches, plans them whole, steps, commits outcomes."""

@@ -1,0 +1,1 @@
+"""Tensor operations: a plain-torch reference of each, and fast variants beside it."""

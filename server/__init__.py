@@ -1,0 +1,1 @@
+"""The HTTP side: Files, Batches and Models; intake of input files; output files."""

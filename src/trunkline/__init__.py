@@ -1,0 +1,3 @@
+"""Trunkline: a self-hosted, OpenAI-compatible batch API server with its own inference engine."""
+
+__version__ = "0.1.0"
