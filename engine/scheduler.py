@@ -1,0 +1,417 @@
+"""Iteration-level scheduling over a paged KV cache, planned over the whole set of sequences.
+
+There are no prefill and decode phases: in every step each running sequence's computed tokens catch
+up with its known tokens (Orca's iteration-level scheduling, with chunked prefill). A step is made
+of
+
+1. one token for every sequence in decode,
+2. the next chunk of every sequence that is still behind, in planned order,
+3. new sequences in planned order, as long as the step has token budget left and the *predicted
+   peak* of KV memory fits the pool.
+
+A shared node is computed by the first sequence that runs below it, its *leader*; the others start
+in the very step that computes its last token, because every layer writes KV before it attends.
+When a decode token finds no free page, the running sequence that is cheapest to recompute is
+preempted: its own pages go back, its shared nodes stay, and it waits at its old place in the order.
+
+Invariants (checked by `check_invariants`): free pages + nodes' pages + own pages = all pages; no
+page is written by two sequences; a running sequence's page table covers its known tokens.
+"""
+
+from __future__ import annotations
+
+import bisect
+import heapq
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trunkline.engine.block_pool import PagePool
+from trunkline.engine.forecast import num_that_fit
+from trunkline.engine.planner import Plan, make_plan
+from trunkline.engine.residency import NO_LEADER, SharedNodes
+from trunkline.engine.sequence import FinishReason, Sequence
+from trunkline.engine.slots import SlotTable
+from trunkline.engine.step_builder import build_step_plan
+from trunkline.engine.step_plan import StepPlan, StepResult
+from trunkline.engine.transfer import transfer_kv
+
+
+class Policy(StrEnum):
+    """How sequences enter the batch."""
+
+    PLANNED = "planned"  # planned order, admitted by predicted peak memory
+    FCFS = "fcfs"  # arrival order, admitted while the pages of what is known are free
+    STATIC = "static"  # request-level batching: a batch waits for its longest member
+
+
+@dataclass(frozen=True)
+class SchedulerConfig:
+    """Limits of a step and of the cache.
+
+    Attributes:
+        page_size: tokens per page.
+        num_pages: pages in the KV cache.
+        max_batch_tokens: token budget of a step; also the most sequences that can run.
+    """
+
+    page_size: int
+    num_pages: int
+    max_batch_tokens: int
+    policy: Policy = Policy.PLANNED
+    share_prefixes: bool = True
+
+    @property
+    def capacity_tokens(self) -> int:
+        return self.num_pages * self.page_size
+
+
+def expect_max_tokens(sequence: Sequence) -> int:
+    """The output length to plan for when nothing has been learned: all that is allowed."""
+    return sequence.sampling.max_tokens
+
+
+class Scheduler:
+    """Decides what every step computes. Knows token ids and pages, but no tensors."""
+
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        expected_output: Callable[[Sequence], int] = expect_max_tokens,
+    ) -> None:
+        self.config = config
+        self._expected_output = expected_output
+        self._pool = PagePool(config.num_pages)
+        self._table = SlotTable()
+        self._running: list[int] = []  # slots, sorted by rank
+        self._chains: dict[int, list[int]] = {}  # slot -> nodes from the root down
+        self._plan: Plan = self._make_plan([])
+        self._nodes = SharedNodes(self._plan.tree, self._pool)
+        self._waiting: list[int] = []  # heap of ranks
+        self._num_steps = 0
+        self.num_preemptions = 0
+        self.peak_kv_pages = 0
+        self.num_computed_prompt_tokens = 0
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def num_steps(self) -> int:
+        return self._num_steps
+
+    @property
+    def kv_pages_in_use(self) -> int:
+        return self._pool.num_held
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._running or self._waiting)
+
+    @property
+    def sequences(self) -> dict[int, Sequence]:
+        """The running sequences by slot."""
+        return self._table.sequences
+
+    def unfinished(self) -> list[Sequence]:
+        """All sequences that the scheduler still holds, running ones first."""
+        running = [self._table.sequences[slot] for slot in self._running]
+        return running + [self._sequence_at(rank) for rank in sorted(self._waiting)]
+
+    def add(self, sequences: Iterable[Sequence]) -> None:
+        """Plan `sequences` together with all that is unfinished; computed KV is kept.
+
+        Raises:
+            ValueError: a sequence can never fit the cache. Nothing is added then.
+        """
+        new = list(sequences)
+        capacity = self.config.capacity_tokens
+        for sequence in new:
+            if sequence.max_num_tokens > capacity:
+                raise ValueError(
+                    f"a sequence may grow to {sequence.max_num_tokens} tokens; "
+                    f"the KV cache holds {capacity}"
+                )
+        self._adopt(self._make_plan(self.unfinished() + new))
+
+    def drop(self, should_drop: Callable[[Sequence], bool]) -> None:
+        """Forget every sequence for which `should_drop` is true; their pages go back."""
+        for slot in list(self._running):
+            if should_drop(self._table.sequences[slot]):
+                self._leave(slot, finished=True)
+        kept = [sequence for sequence in self.unfinished() if not should_drop(sequence)]
+        self._adopt(self._make_plan(kept))
+
+    def schedule(self) -> StepPlan | None:
+        """Plan the next step; None when there is nothing to do."""
+        if not self.has_work:
+            return None
+        num_preempted = self._make_room_for_decode()
+        slots = np.array(self._running, dtype=np.int64)
+        behind = self._table.known[slots] - self._table.computed[slots]
+        decoding = slots[behind == 1]
+        budget = self.config.max_batch_tokens - len(decoding)
+        chunks: dict[int, int] = {}
+        for slot in slots[behind > 1].tolist():
+            budget -= self._advance(slot, budget, chunks)
+        if not num_preempted:
+            for slot in self._admit(budget):
+                budget -= self._advance(slot, budget, chunks)
+        return self._emit(decoding, chunks)
+
+    def commit(self, result: StepResult) -> list[Sequence]:
+        """Append the sampled tokens; return the sequences that this finished."""
+        finished = []
+        self._table.known[result.sequence] += 1
+        self._table.last_token[result.sequence] = result.token_ids
+        for slot, token, logprobs in zip(
+            result.sequence.tolist(), result.token_ids.tolist(), result.logprobs, strict=True
+        ):
+            sequence = self._table.sequences[slot]
+            sequence.output.append(token)
+            if logprobs is not None:
+                sequence.logprobs.append(logprobs)
+            if token in sequence.sampling.stop_token_ids:
+                sequence.finish_reason = FinishReason.STOP
+            elif len(sequence.output) >= sequence.sampling.max_tokens:
+                sequence.finish_reason = FinishReason.LENGTH
+            else:
+                continue
+            self._leave(slot, finished=True)
+            finished.append(sequence)
+        return finished
+
+    def finish(self, slot: int) -> Sequence:
+        """End the sequence in `slot` early, for example at a stop string."""
+        sequence = self._table.sequences[slot]
+        sequence.finish_reason = FinishReason.STOP
+        self._leave(slot, finished=True)
+        return sequence
+
+    def check_invariants(self) -> None:
+        """Raise AssertionError when pool, nodes, slots and order contradict each other."""
+        table, size = self._table, self.config.page_size
+        holdings = list(self._nodes.pages.values())
+        holdings += [table.own_pages(slot, size) for slot in self._running]
+        self._pool.check_invariants(holdings)
+        self._nodes.check_invariants()
+        assert [int(table.rank[slot]) for slot in self._running] == sorted(
+            int(table.rank[slot]) for slot in self._running
+        )
+        assert len(self._running) == len(table.sequences)
+        for slot in self._running:
+            sequence = table.sequences[slot]
+            assert table.known[slot] == sequence.num_tokens
+            assert table.computed[slot] <= table.known[slot]
+            assert table.table_len[slot] * size >= table.computed[slot]
+            for node in self._chains[slot]:
+                first, last = (
+                    self._nodes.tree.start[node] // size,
+                    self._nodes.tree.end[node] // size,
+                )
+                assert (table.table[slot, first:last] == self._nodes.pages[node]).all()
+        ranks = [int(table.rank[slot]) for slot in self._running] + self._waiting
+        assert len(set(ranks)) == len(ranks)
+
+    def _make_plan(self, sequences: list[Sequence]) -> Plan:
+        return make_plan(
+            tuple(sequences),
+            self.config.page_size,
+            share_prefixes=self.config.share_prefixes,
+            depth_first=self.config.policy is Policy.PLANNED,
+        )
+
+    def _adopt(self, plan: Plan) -> None:
+        """Go on with a new plan, of all the unfinished sequences and perhaps more."""
+        waiting = np.ones(len(plan.sequences), np.bool_)
+        self._nodes, self._chains = transfer_kv(
+            self._table, self._running, self._plan, self._nodes, self._chains, plan, self._pool
+        )
+        self._plan = plan
+        self._running.sort(key=self._table.rank.__getitem__)
+        waiting[self._table.rank[self._running]] = False
+        self._waiting = np.flatnonzero(waiting).tolist()  # sorted, so a heap
+
+    def _sequence_at(self, rank: int) -> Sequence:
+        return self._plan.sequences[int(self._plan.order[rank])]
+
+    def _chain_at(self, rank: int) -> list[int]:
+        return self._plan.tree.chain(int(self._plan.tree.node_of[self._plan.order[rank]]))
+
+    def _make_room_for_decode(self) -> int:
+        """Give each sequence in decode the page its next token needs.
+
+        Returns:
+            The number of sequences that were preempted for it.
+        """
+        size, table = self.config.page_size, self._table
+        num_preempted = 0
+        while True:
+            slots = np.array(self._running, dtype=np.int64)
+            need = slots[table.known[slots] > table.table_len[slots] * size]
+            if len(need) <= self._pool.num_free:
+                break
+            if len(slots) > 1:
+                self._preempt(self._cheapest_to_recompute(slots))
+                num_preempted += 1
+            else:
+                self._nodes.drop_idle()
+        for slot, page in zip(need.tolist(), self._pool.allocate(len(need)), strict=True):
+            table.append_pages(slot, np.array([page], np.int32))
+        return num_preempted
+
+    def _cheapest_to_recompute(self, slots: NDArray[np.int64]) -> int:
+        """The slot with the fewest own tokens computed, the last in order among equals.
+
+        The leader of an incomplete node comes last: others wait for what it computes.
+        """
+        own = self._table.computed[slots] - self._table.own_start[slots]
+        leads = np.isin(slots, self._nodes.leader)
+        return int(slots[np.lexsort((-self._table.rank[slots], own, leads))[0]])
+
+    def _preempt(self, slot: int) -> None:
+        rank = int(self._table.rank[slot])
+        self._leave(slot, finished=False).num_preemptions += 1
+        heapq.heappush(self._waiting, rank)
+        self.num_preemptions += 1
+
+    def _leave(self, slot: int, *, finished: bool) -> Sequence:
+        """Take the sequence in `slot` out of the batch and give its pages back."""
+        self._pool.release(self._table.own_pages(slot, self.config.page_size))
+        self._nodes.leave(self._chains.pop(slot), slot, finished=finished)
+        at = bisect.bisect_left(
+            self._running, int(self._table.rank[slot]), key=self._table.rank.__getitem__
+        )
+        del self._running[at]
+        return self._table.give_back(slot)
+
+    def _admit(self, budget: int) -> list[int]:
+        """Start as many waiting sequences as budget and memory allow; their slots."""
+        if self.config.policy is Policy.STATIC and self._running:
+            return []
+        candidates = self._candidates(budget)
+        num_admitted = self._num_that_fit(candidates)
+        if candidates and not num_admitted and not self._running:
+            self._nodes.drop_idle()
+            num_admitted = max(1, self._num_that_fit(candidates))
+        for rank in candidates[num_admitted:]:
+            heapq.heappush(self._waiting, rank)
+        return [self._start(rank) for rank in candidates[:num_admitted]]
+
+    def _candidates(self, budget: int) -> list[int]:
+        """Pop the next ranks whose tokens to compute begin within `budget`."""
+        ends, computed = self._nodes.tree.end, self._nodes.computed
+        room = self.config.max_batch_tokens - len(self._running)
+        ranks: list[int] = []
+        counted: set[int] = set()
+        while self._waiting and budget > 0 and len(ranks) < room:
+            rank = heapq.heappop(self._waiting)
+            chain = self._chain_at(rank)
+            budget -= self._sequence_at(rank).num_tokens - (int(ends[chain[-1]]) if chain else 0)
+            for node in chain:
+                if node not in counted:
+                    counted.add(node)
+                    budget -= int(ends[node] - computed[node])
+            ranks.append(rank)
+        return ranks
+
+    def _num_that_fit(self, ranks: list[int]) -> int:
+        """How many of `ranks`, from the first, can start without running out of pages later."""
+        if not ranks:
+            return 0
+        table, size = self._table, self.config.page_size
+        own = np.empty(len(ranks), np.int64)  # tokens
+        expected = np.empty(len(ranks), np.int64)  # tokens still to come
+        node_pages = np.zeros(len(ranks), np.int64)  # not resident yet
+        counted: set[int] = set()
+        for i, rank in enumerate(ranks):
+            sequence, chain = self._sequence_at(rank), self._chain_at(rank)
+            own[i] = sequence.num_tokens - (int(self._nodes.tree.end[chain[-1]]) if chain else 0)
+            expected[i] = max(self._expected_tokens(sequence) - sequence.num_tokens, 1)
+            for node in chain:
+                if node not in counted:
+                    counted.add(node)
+                    node_pages[i] += self._nodes.missing_pages(node)
+        if self.config.policy is Policy.FCFS:
+            needed = np.cumsum(-(-own // size) + node_pages)
+            return int(np.searchsorted(needed, self._pool.num_free, side="right"))
+
+        running = np.array(self._running, dtype=np.int64)
+        # A sequence's last page is rarely full: count it as if all but one of its slots were lost.
+        slack = size - 1
+        current = np.concatenate([table.known[running] - table.own_start[running], own]) + slack
+        to_come = np.maximum(table.expected[running] - table.known[running], 1)
+        remaining = np.concatenate([to_come, expected])
+        resident = (self._nodes.num_pages + np.cumsum(node_pages)) * size
+
+        return num_that_fit(current, remaining, len(running), resident, self.config.capacity_tokens)
+
+    def _expected_tokens(self, sequence: Sequence) -> int:
+        """Tokens that `sequence` is expected to have at its end."""
+        output = min(self._expected_output(sequence), sequence.sampling.max_tokens)
+        return len(sequence.prompt) + output
+
+    def _start(self, rank: int) -> int:
+        """Give the sequence at `rank` a slot and the pages of all its known tokens."""
+        table, size = self._table, self.config.page_size
+        sequence, chain = self._sequence_at(rank), self._chain_at(rank)
+        own_start = int(self._plan.tree.end[chain[-1]]) if chain else 0
+        known = sequence.num_tokens
+        slot = table.take(sequence)
+        for pages in self._nodes.acquire(chain):
+            table.append_pages(slot, pages)
+        table.append_pages(slot, self._pool.allocate(-(-(known - own_start) // size)))
+        table.prompt_len[slot] = len(sequence.prompt)
+        table.known[slot] = known
+        table.computed[slot] = 0
+        table.own_start[slot] = own_start
+        table.expected[slot] = self._expected_tokens(sequence)
+        table.rank[slot] = rank
+        table.last_token[slot] = sequence.tokens(known - 1, known)[0]
+        table.set_groups(slot, self._plan.groups(int(self._plan.order[rank])), self._plan.tree.end)
+        self._chains[slot] = chain
+        bisect.insort(self._running, slot, key=table.rank.__getitem__)
+        return slot
+
+    def _advance(self, slot: int, budget: int, chunks: dict[int, int]) -> int:
+        """Add the slot's next chunk, at most `budget` tokens, to `chunks`; its length.
+
+        0 when the slot has to wait for a shared node that another one computes.
+        """
+        table, nodes = self._table, self._nodes
+        position = nodes.computed_up_to(self._chains[slot], int(table.computed[slot]))
+        table.computed[slot] = position
+        node = nodes.first_incomplete(self._chains[slot])
+        if budget <= 0 or (node is not None and nodes.leader[node] not in (NO_LEADER, slot)):
+            return 0
+        taken = min(budget, int(table.known[slot]) - position)
+        nodes.lead(self._chains[slot], slot, position + taken)
+        sequence = table.sequences[slot]
+        if sequence.num_cached_tokens is None:
+            sequence.num_cached_tokens = position
+        chunks[slot] = taken
+        return taken
+
+    def _emit(self, decoding: NDArray[np.int64], chunks: dict[int, int]) -> StepPlan:
+        table = self._table
+        lengths = np.zeros(len(table.known), np.int64)
+        lengths[decoding] = 1
+        lengths[list(chunks)] = list(chunks.values())
+        running = np.array(self._running, dtype=np.int64)
+        slots = running[lengths[running] > 0]
+        taken = lengths[slots]
+        plan = build_step_plan(self._num_steps, table, slots, taken, self.config.page_size)
+        prompt_left = table.prompt_len[slots] - table.computed[slots]
+        self.num_computed_prompt_tokens += int(np.clip(prompt_left, 0, taken).sum())
+        table.computed[slots] += taken
+        self._num_steps += 1
+        self.peak_kv_pages = max(self.peak_kv_pages, self._pool.num_held)
+        return plan

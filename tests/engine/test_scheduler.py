@@ -1,0 +1,319 @@
+"""The scheduler against a device that knows what every KV slot must hold.
+
+The device keeps, for every slot of the cache, a fingerprint of the tokens up to the one whose KV
+lies there. A row may only read slots whose fingerprint is that of its own prefix, so a wrong page,
+a page freed too early, or a span too many fails at once. The sampled token is a function of the
+prefix, so the output of every sequence is known beforehand, whatever the schedule.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import numpy as np
+import pytest
+
+from trunkline.engine.forecast import peak_kv_tokens
+from trunkline.engine.scheduler import Policy, Scheduler, SchedulerConfig
+from trunkline.engine.sequence import FinishReason, SamplingParams, Sequence
+from trunkline.engine.step_plan import StepPlan, StepResult
+
+STOP_TOKEN = 7
+
+
+def fingerprints(tokens: list[int]) -> list[int]:
+    """One number for every prefix of `tokens`."""
+    state, states = 17, []
+    for token in tokens:
+        state = (state * 1_000_003 + token + 1) % (1 << 61)
+        states.append(state)
+    return states
+
+
+def next_token(fingerprint: int, stop_every: int) -> int:
+    return STOP_TOKEN if stop_every and fingerprint % stop_every == 0 else fingerprint // 7 % 2
+
+
+def expected_output(prompt: list[int], max_tokens: int, stop_every: int) -> list[int]:
+    tokens = list(prompt)
+    while len(tokens) < len(prompt) + max_tokens:
+        tokens.append(next_token(fingerprints(tokens)[-1], stop_every))
+        if tokens[-1] == STOP_TOKEN:
+            break
+    return tokens[len(prompt) :]
+
+
+class FingerprintDevice:
+    """Runs step plans over fingerprints instead of tensors."""
+
+    def __init__(self, config: SchedulerConfig, stop_every: int = 0) -> None:
+        self.config = config
+        self.stop_every = stop_every
+        self.cache = np.zeros(config.capacity_tokens, np.int64)
+        self.num_rows = 0
+        self.num_keys_read = 0
+
+    def run(self, plan: StepPlan, sequences: dict[int, Sequence]) -> StepResult:
+        size = self.config.page_size
+        assert 0 < plan.num_rows <= self.config.max_batch_tokens
+        assert len(set(plan.write_slots.tolist())) == plan.num_rows, "two rows write one slot"
+        self.num_rows += plan.num_rows
+        states, row = [], 0
+        for e in range(plan.num_entries):
+            sequence = sequences[int(plan.entry_sequence[e])]
+            start, length = int(plan.entry_start[e]), int(plan.entry_length[e])
+            known = [*sequence.prompt.tolist(), *sequence.output]
+            states.append(fingerprints(known))
+            assert plan.token_ids[row : row + length].tolist() == known[start : start + length]
+            assert plan.positions[row : row + length].tolist() == [*range(start, start + length)]
+            assert plan.entry_samples[e] == (start + length == len(known))
+            self.cache[plan.write_slots[row : row + length]] = states[e][start : start + length]
+            row += length
+        assert row == plan.num_rows
+
+        entry_of_row = np.repeat(np.arange(plan.num_entries), plan.entry_length)
+        seen = np.zeros((plan.num_rows, int(plan.positions.max()) + 1), np.int64)
+        spans = plan.spans
+        for s in range(spans.num_spans):
+            first, last = int(spans.kv_start[s]), int(spans.kv_end[s])
+            keys = np.arange(first, last)
+            table = plan.page_tables[spans.entry[s]]
+            values = self.cache[table[keys // size].astype(np.int64) * size + keys % size]
+            self.num_keys_read += len(keys)
+            assert first % size == 0
+            for r in range(int(spans.row_start[s]), int(spans.row_end[s])):
+                position = int(plan.positions[r])
+                visible = np.minimum(last, position + 1) if spans.causal[s] else last
+                assert visible <= position + 1
+                wanted = states[entry_of_row[r]][first:visible]
+                assert values[: visible - first].tolist() == wanted
+                seen[r, first:visible] += 1
+        wanted = np.arange(seen.shape[1]) <= plan.positions[:, None]
+        assert (seen == wanted).all(), "a row misses a key or sees it twice"
+
+        sampling = np.flatnonzero(plan.entry_samples)
+        tokens = [next_token(states[e][-1], self.stop_every) for e in sampling]
+        return StepResult(
+            step=plan.step,
+            sequence=plan.entry_sequence[sampling],
+            token_ids=np.array(tokens, np.int32),
+            logprobs=(None,) * len(tokens),
+        )
+
+
+def make_sequence(prompt: list[int], max_tokens: int, request_id: int = 0) -> Sequence:
+    sampling = SamplingParams(max_tokens=max_tokens, stop_token_ids=frozenset([STOP_TOKEN]))
+    return Sequence(request_id, 0, np.array(prompt, np.int32), sampling)
+
+
+def run_to_end(
+    scheduler: Scheduler, device: FingerprintDevice, limit: int = 100_000
+) -> list[Sequence]:
+    finished = []
+    for _ in range(limit):
+        plan = scheduler.schedule()
+        if plan is None:
+            break
+        scheduler.check_invariants()
+        finished += scheduler.commit(device.run(plan, scheduler.sequences))
+        scheduler.check_invariants()
+    assert not scheduler.has_work
+    assert scheduler.kv_pages_in_use == 0
+    return finished
+
+
+def check_outputs(finished: list[Sequence], stop_every: int = 0) -> None:
+    for sequence in finished:
+        wanted = expected_output(sequence.prompt.tolist(), sequence.sampling.max_tokens, stop_every)
+        assert sequence.output == wanted
+        stopped = wanted[-1] == STOP_TOKEN
+        assert sequence.finish_reason is (FinishReason.STOP if stopped else FinishReason.LENGTH)
+
+
+def random_prompts(rng: random.Random, count: int, longest: int) -> list[list[int]]:
+    """Prompts over two tokens that share prefixes at several levels."""
+    prompts: list[list[int]] = []
+    while len(prompts) < count:
+        if prompts and rng.random() < 0.7:
+            other = rng.choice(prompts)
+            stem = other[: rng.randint(1, len(other))]
+        else:
+            stem = []
+        tail = [rng.randint(0, 1) for _ in range(rng.randint(0, longest))]
+        prompts.append((stem + tail)[:longest] or [1])
+    return prompts
+
+
+@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("policy", list(Policy))
+@pytest.mark.parametrize("share", [True, False])
+def test_random_workloads_end_with_the_right_tokens(
+    seed: int, policy: Policy, share: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = random.Random(f"{seed}-{policy}-{share}")
+    monkeypatch.setattr("trunkline.engine.planner.MIN_GROUP_TOKENS", rng.choice([1, 4, 16]))
+    size = rng.choice([1, 2, 4, 8])
+    prompts = random_prompts(rng, rng.randint(1, 25), longest=40)
+    max_tokens = [rng.randint(1, 15) for _ in prompts]
+    largest = max(len(p) + m for p, m in zip(prompts, max_tokens, strict=True))
+    config = SchedulerConfig(
+        page_size=size,
+        num_pages=-(-largest // size) + rng.choice([0, 1, 10, 100]),
+        max_batch_tokens=rng.choice([1, 3, 16, 64]),
+        policy=policy,
+        share_prefixes=share,
+    )
+    stop_every = rng.choice([0, 5, 20])
+    # Half of the runs predict outputs that are too short, so that memory runs out.
+    short = rng.random() < 0.5
+    scheduler = Scheduler(config, (lambda _: 1) if short else (lambda s: s.sampling.max_tokens))
+    device = FingerprintDevice(config, stop_every)
+    scheduler.add(
+        make_sequence(p, m, i) for i, (p, m) in enumerate(zip(prompts, max_tokens, strict=True))
+    )
+    finished = run_to_end(scheduler, device)
+    assert sorted(s.request_id for s in finished) == list(range(len(prompts)))
+    check_outputs(finished, stop_every)
+    assert scheduler.peak_kv_pages <= config.num_pages
+    if policy is Policy.PLANNED and not short:
+        assert scheduler.num_preemptions == 0
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_sequences_added_and_dropped_while_others_run(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = random.Random(seed)
+    monkeypatch.setattr("trunkline.engine.planner.MIN_GROUP_TOKENS", rng.choice([1, 8]))
+    size = rng.choice([1, 2, 4])
+    config = SchedulerConfig(
+        page_size=size,
+        num_pages=-(-40 // size) + rng.choice([0, 8, 60]),
+        max_batch_tokens=rng.choice([2, 8, 32]),
+        policy=rng.choice(list(Policy)),
+    )
+    scheduler = Scheduler(config, rng.choice([lambda _: 1, lambda s: s.sampling.max_tokens]))
+    device = FingerprintDevice(config)
+    pool = random_prompts(rng, 30, longest=30)
+    alive: set[int] = set()
+    finished: list[Sequence] = []
+    for request_id in range(60):
+        action = rng.random()
+        if action < 0.35:
+            batch = [
+                make_sequence(rng.choice(pool), rng.randint(1, 10), request_id * 100 + i)
+                for i in range(rng.randint(1, 6))
+            ]
+            alive |= {s.request_id for s in batch}
+            scheduler.add(batch)
+        elif action < 0.45 and alive:
+            victims = set(rng.sample(sorted(alive), k=rng.randint(1, len(alive))))
+            scheduler.drop(lambda s, victims=victims: s.request_id in victims)
+            alive -= victims
+        elif action < 0.5 and scheduler.sequences:
+            ended = scheduler.finish(rng.choice(sorted(scheduler.sequences)))
+            assert ended.finish_reason is FinishReason.STOP
+            alive.remove(ended.request_id)
+        scheduler.check_invariants()
+        for _ in range(rng.randint(0, 6)):
+            plan = scheduler.schedule()
+            if plan is None:
+                break
+            done = scheduler.commit(device.run(plan, scheduler.sequences))
+            scheduler.check_invariants()
+            alive -= {s.request_id for s in done}
+            finished += done
+        assert {s.request_id for s in scheduler.unfinished()} == alive
+    finished += run_to_end(scheduler, device)
+    check_outputs(finished)
+
+
+def tree_workload() -> list[list[int]]:
+    """3 x 3 x 3 prompts that share 64 tokens, then 32, then 16."""
+    rng = random.Random(5)
+
+    def tokens(count: int) -> list[int]:
+        return [rng.randint(0, 1) for _ in range(count)]
+
+    prompts = []
+    for _ in range(3):
+        stem = tokens(64)
+        for _ in range(3):
+            branch = stem + tokens(32)
+            for _ in range(3):
+                prompts.append([*branch, *tokens(16), 2 + len(prompts)])
+    rng.shuffle(prompts)
+    return prompts
+
+
+@pytest.mark.parametrize("max_batch_tokens", [16, 100, 4096])
+def test_every_shared_token_is_computed_once(max_batch_tokens: int) -> None:
+    config = SchedulerConfig(page_size=16, num_pages=400, max_batch_tokens=max_batch_tokens)
+    scheduler = Scheduler(config)
+    scheduler.add(make_sequence(p, 8, i) for i, p in enumerate(tree_workload()))
+    device = FingerprintDevice(config)
+    finished = run_to_end(scheduler, device)
+    check_outputs(finished)
+    unique = 3 * 64 + 9 * 32 + 27 * 17
+    assert scheduler.num_computed_prompt_tokens == unique
+    cached = sum(s.num_cached_tokens or 0 for s in finished)
+    assert cached == 27 * (64 + 32 + 17) - unique
+
+
+def test_followers_start_in_the_step_that_completes_their_prefix() -> None:
+    config = SchedulerConfig(page_size=16, num_pages=400, max_batch_tokens=4096)
+    scheduler = Scheduler(config)
+    scheduler.add(make_sequence(p, 8, i) for i, p in enumerate(tree_workload()))
+    run_to_end(scheduler, FingerprintDevice(config))
+    # One step computes all prompts and samples each first token; 7 more decode the rest.
+    assert scheduler.num_steps == 8
+
+
+def test_shared_keys_are_read_once_per_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trunkline.engine.planner.MIN_GROUP_TOKENS", 16)
+    prompts = tree_workload()
+    keys = {}
+    for share in (True, False):
+        config = SchedulerConfig(16, 4000, 4096, share_prefixes=share)
+        scheduler = Scheduler(config)
+        scheduler.add(make_sequence(p, 8, i) for i, p in enumerate(prompts))
+        device = FingerprintDevice(config)
+        run_to_end(scheduler, device)
+        keys[share] = device.num_keys_read
+    assert keys[True] < keys[False] / 2
+
+
+def test_a_static_batch_waits_for_its_longest_member() -> None:
+    config = SchedulerConfig(
+        page_size=4, num_pages=20, max_batch_tokens=64, policy=Policy.STATIC, share_prefixes=False
+    )
+    scheduler = Scheduler(config)
+    lengths = [2, 60, 2, 60, 2, 2]
+    scheduler.add(make_sequence([1, 0, i % 2], m, i) for i, m in enumerate(lengths))
+    device = FingerprintDevice(config)
+    started: list[int] = []
+    while (plan := scheduler.schedule()) is not None:
+        started.append(plan.num_entries)
+        scheduler.commit(device.run(plan, scheduler.sequences))
+    rises = sum(b > a for a, b in itertools.pairwise(started))
+    assert rises >= 1, "the second batch starts when the first is through"
+    assert scheduler.num_steps >= 120
+
+
+def test_a_sequence_that_can_never_fit_is_refused_and_nothing_is_added() -> None:
+    scheduler = Scheduler(SchedulerConfig(page_size=4, num_pages=4, max_batch_tokens=8))
+    with pytest.raises(ValueError, match="may grow to 17 tokens; the KV cache holds 16"):
+        scheduler.add([make_sequence([1], 2), make_sequence([1, 0], 15)])
+    assert not scheduler.has_work
+
+
+def test_the_forecast_is_the_largest_memory_of_a_simulated_run() -> None:
+    rng = np.random.default_rng(3)
+    for _ in range(300):
+        n = int(rng.integers(1, 8))
+        current = rng.integers(1, 30, n)
+        remaining = rng.integers(0, 12, n)
+        steps = range(int(remaining.max()) + 1)
+        peak = max(int((current + t)[remaining >= t].sum()) for t in steps)
+        assert peak_kv_tokens(current, remaining) == peak
