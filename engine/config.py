@@ -1,0 +1,131 @@
+"""Every setting of the engine: one table, resolved once, frozen.
+
+A setting comes from its flag, else from `TRUNKLINE_<NAME>`, else from its default.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from trunkline.engine.scheduler import Policy
+
+
+class Device(StrEnum):
+    """Where the model runs."""
+
+    AUTO = "auto"  # a CUDA GPU if there is one
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+class Dtype(StrEnum):
+    """The number format of weights, activations and KV cache."""
+
+    AUTO = "auto"  # bfloat16 on GPUs and on CPUs with instructions for it, else float32
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+class LoadFormat(StrEnum):
+    """How the weights are stored."""
+
+    AUTO = "auto"
+    SAFETENSORS = "safetensors"
+    GGUF = "gguf"
+    DUMMY = "dummy"  # random weights of the model's shape, for benchmarks
+
+
+class PrefixSharing(StrEnum):
+    """What is done about prompts that begin alike."""
+
+    PLANNED = "planned"  # found over all requests at once, pinned while needed
+    OFF = "off"
+
+
+class ConfigError(Exception):
+    """A setting is malformed or contradicts another one. The message is one line."""
+
+
+class EngineConfig(BaseSettings):
+    """How the engine runs. Units are in the names: tokens, bytes, seconds."""
+
+    model_config = SettingsConfigDict(env_prefix="TRUNKLINE_", frozen=True, extra="ignore")
+
+    model: str = Field(
+        "smollm2-135m-instruct",
+        description="Model: the embedded default's name, a Hugging Face id, a folder with "
+        "safetensors, or a .gguf file.",
+    )
+    served_model_name: str | None = Field(
+        None, description="Name that requests use; the model's own name unless given."
+    )
+    cache_dir: Path = Field(
+        Path("~/.cache/trunkline"), description="Folder for fetched and converted models."
+    )
+    device: Device = Field(Device.AUTO, description="Where the model runs.")
+    dtype: Dtype = Field(Dtype.AUTO, description="Number format of weights and KV cache.")
+    load_format: LoadFormat = Field(LoadFormat.AUTO, description="How the weights are stored.")
+    max_model_tokens: int | None = Field(
+        None, ge=1, description="Longest sequence; the model's context unless given. Tokens."
+    )
+    page_size: int = Field(16, ge=1, le=1024, description="Tokens per page of the KV cache.")
+    kv_cache_bytes: int | None = Field(
+        None,
+        ge=1,
+        description="Size of the KV cache; unless given, what is left on a GPU, or a quarter of "
+        "the free memory of a CPU machine. Bytes.",
+    )
+    max_batch_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Token budget of a step, and the most sequences at once; unless given, what "
+        "keeps the device's arithmetic busy. Tokens.",
+    )
+    scheduler: Policy = Field(Policy.PLANNED, description="How sequences enter the batch.")
+    prefix_sharing: PrefixSharing = Field(
+        PrefixSharing.PLANNED, description="What is done about prompts that begin alike."
+    )
+    threads: int | None = Field(
+        None, ge=1, description="CPU threads; one per usable core unless given."
+    )
+    engine_name: str = Field(
+        default_factory=lambda: f"engine-{socket.gethostname()}-{os.getpid()}",
+        description="Name of this engine in the store; must differ between engines.",
+    )
+    lease_seconds: float = Field(
+        30.0, gt=0, description="A claimed batch is free again so long after the last heartbeat."
+    )
+    poll_seconds: float = Field(0.5, gt=0, description="Pause between two looks for work.")
+    commit_seconds: float = Field(
+        0.5, gt=0, description="An outcome waits at most so long to be committed."
+    )
+    max_held_requests: int = Field(
+        100_000, ge=1, description="No further batch is claimed while so many are unfinished."
+    )
+
+
+def resolve_config(**given: Any) -> EngineConfig:
+    """The configuration from `given` (None = not given), the environment and the defaults.
+
+    Raises:
+        ConfigError: a value is malformed; names its source and what is allowed.
+    """
+    try:
+        return EngineConfig(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = str(first["loc"][0]).lower()
+        source = (
+            f"--{name.replace('_', '-')}"
+            if given.get(name) is not None
+            else (f"TRUNKLINE_{name.upper()}")
+        )
+        raise ConfigError(f"{source} is {first['input']!r}: {first['msg']}") from None
