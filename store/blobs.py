@@ -1,0 +1,138 @@
+"""The bytes of files."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Protocol
+
+from trunkline.store.records import StoredBlob
+
+TEMPORARY_SUFFIX = ".part"
+
+
+class BlobWriter(Protocol):
+    """Takes the bytes of a new blob; leaving the `with` without `commit` forgets them."""
+
+    num_bytes: int
+
+    def __enter__(self) -> BlobWriter: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+
+    def write(self, data: bytes) -> None:
+        """Append `data`."""
+
+    def commit(self) -> StoredBlob:
+        """Make the blob durable."""
+        ...
+
+
+class BlobStore(Protocol):
+    """Where blobs are kept."""
+
+    def writer(self) -> BlobWriter: ...
+
+    def open(self, key: str) -> BinaryIO:
+        """The bytes of a blob, seekable.
+
+        Raises:
+            FileNotFoundError: there is no such blob.
+        """
+        ...
+
+    def delete(self, key: str) -> None:
+        """Delete a blob, if it is there."""
+
+    def sweep_temporary(self, older_than_seconds: float) -> int:
+        """Delete what interrupted writers left behind; how many there were."""
+        ...
+
+
+class DiskBlobs:
+    """Blobs as files in a folder.
+
+    A blob is written under a temporary name, synced, and renamed: under its own name it is whole,
+    whenever the machine stops.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        root.mkdir(parents=True, exist_ok=True)
+
+    def writer(self) -> DiskBlobWriter:
+        return DiskBlobWriter(self._path(secrets.token_hex(16)))
+
+    def open(self, key: str) -> BinaryIO:
+        return self._path(key).open("rb")
+
+    def delete(self, key: str) -> None:
+        self._path(key).unlink(missing_ok=True)
+
+    def sweep_temporary(self, older_than_seconds: float) -> int:
+        num_removed = 0
+        for path in self._root.glob(f"*/*{TEMPORARY_SUFFIX}"):
+            if path.stat().st_mtime < time.time() - older_than_seconds:
+                path.unlink(missing_ok=True)
+                num_removed += 1
+        return num_removed
+
+    def _path(self, key: str) -> Path:
+        # Folders stay small when there are many blobs.
+        return self._root / key[:2] / key
+
+
+class DiskBlobWriter:
+    """See `BlobWriter`."""
+
+    def __init__(self, path: Path) -> None:
+        self.num_bytes = 0
+        self._path = path
+        self._temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+        self._digest = hashlib.sha256()
+        path.parent.mkdir(exist_ok=True)
+        self._file = self._temporary.open("xb")
+
+    def __enter__(self) -> DiskBlobWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._file.close()
+        self._temporary.unlink(missing_ok=True)
+
+    def write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._digest.update(data)
+        self.num_bytes += len(data)
+
+    def commit(self) -> StoredBlob:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._temporary.rename(self._path)
+        _sync_folder(self._path.parent)
+        _sync_folder(self._path.parent.parent)
+        return StoredBlob(self._path.name, self.num_bytes, self._digest.hexdigest())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,200 @@
+"""Queries of the engine: claim a batch, read its requests, commit what became of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from itertools import islice
+from typing import Any
+
+from sqlalchemy import and_, delete, func, insert, or_, select, update
+
+from trunkline.store.blobs import BlobStore
+from trunkline.store.database import Database, new_id
+from trunkline.store.leases import (
+    NO_LEASE,
+    claim_one,
+    extend,
+    guard,
+    release,
+    release_all_of,
+)
+from trunkline.store.records import Claim, EngineRecord, Outcome, RequestRow
+from trunkline.store.schema import batch_requests, batches, engines, files, outcomes
+from trunkline.store.states import BatchStatus
+
+# Requests that are read, and outcomes that are looked up, with one statement.
+CHUNK_ROWS = 500
+
+# An engine that has been silent for so long is forgotten, and with it the model that it served.
+FORGET_SECONDS = 7 * 86_400
+
+
+class Work:
+    """What an engine does with the store."""
+
+    def __init__(self, database: Database, blobs: BlobStore) -> None:
+        self._database = database
+        self._blobs = blobs
+
+    def register(self, record: EngineRecord) -> None:
+        """Announce an engine, and give back what a former one of its name still holds."""
+        values = {**asdict(record), "figures": json.dumps(record.figures)}
+        with self._database.write() as connection:
+            is_forgotten = engines.c.heartbeat_at < record.heartbeat_at - FORGET_SECONDS
+            connection.execute(
+                delete(engines).where(or_(engines.c.name == record.name, is_forgotten))
+            )
+            connection.execute(insert(engines).values(**values))
+            release_all_of(connection, record.name)
+
+    def unregister(self, name: str, now: float) -> None:
+        """Say that the engine has stopped. What it served is still known as a model."""
+        with self._database.write() as connection:
+            connection.execute(update(engines).where(engines.c.name == name).values(stopped_at=now))
+
+    def heartbeat(
+        self,
+        name: str,
+        figures: dict[str, Any],
+        claims: Sequence[Claim],
+        now: float,
+        lease_seconds: float,
+    ) -> dict[str, BatchStatus]:
+        """Say that the engine lives, and renew its leases.
+
+        Returns:
+            The status of each claimed batch, by its id. A batch that is missing was lost; one
+            that is not in progress any more is not to be worked on.
+        """
+        with self._database.write() as connection:
+            connection.execute(
+                update(engines)
+                .where(engines.c.name == name)
+                .values(heartbeat_at=now, figures=json.dumps(figures))
+            )
+            return extend(connection, claims, now, lease_seconds)
+
+    def claim(
+        self, holder: str, models: Sequence[str], now: float, lease_seconds: float
+    ) -> Claim | None:
+        """Claim the batch of one of `models` that has to be through first."""
+        waiting = and_(
+            batches.c.status == BatchStatus.IN_PROGRESS, batches.c.model.in_(list(models))
+        )
+        order = (batches.c.expires_at, batches.c.created_at, batches.c.id)
+        with self._database.write() as connection:
+            return claim_one(connection, waiting, order, holder, now, lease_seconds)
+
+    def unfinished(self, claim: Claim) -> Iterator[RequestRow]:
+        """The lines without an outcome, in order; few in memory at once.
+
+        Raises:
+            FileNotFoundError: the input file's bytes are gone.
+        """
+        with self._database.read() as connection:
+            key = connection.execute(
+                select(files.c.blob_key).where(files.c.id == claim.input_file_id)
+            ).scalar()
+        if key is None:
+            raise FileNotFoundError(f"the input file {claim.input_file_id} is gone")
+        query = (
+            select(batch_requests)
+            .outerjoin(outcomes)
+            .where(batch_requests.c.batch_id == claim.batch_id, outcomes.c.line.is_(None))
+            .order_by(batch_requests.c.line)
+            .limit(CHUNK_ROWS)
+        )
+        after_line = 0
+        with self._blobs.open(key) as blob:
+            while True:
+                with self._database.read() as connection:
+                    rows = connection.execute(query.where(batch_requests.c.line > after_line)).all()
+                for row in rows:
+                    blob.seek(row.offset)
+                    body = json.loads(blob.read(row.num_bytes))["body"]
+                    yield RequestRow(claim.batch_id, row.line, row.custom_id, body)
+                if len(rows) < CHUNK_ROWS:
+                    return
+                after_line = rows[-1].line
+
+    def commit(self, claim: Claim, new: Iterable[Outcome], now: int) -> int:
+        """Store outcomes and raise the batch's counts; a line that has one keeps it.
+
+        Returns:
+            How many were new.
+
+        Raises:
+            LeaseLost: see `guard`. Nothing is stored then.
+        """
+        by_line = {outcome.line: outcome for outcome in new}
+        with self._database.write() as connection:
+            guard(connection, claim, BatchStatus.IN_PROGRESS, BatchStatus.CANCELLING)
+            lines = iter(list(by_line))
+            while chunk := list(islice(lines, CHUNK_ROWS)):
+                known = connection.execute(
+                    select(outcomes.c.line)
+                    .where(outcomes.c.batch_id == claim.batch_id)
+                    .where(outcomes.c.line.in_(chunk))
+                ).scalars()
+                for line in known:
+                    del by_line[line]
+            if not by_line:
+                return 0
+            added = list(by_line.values())
+            connection.execute(
+                insert(outcomes),
+                [
+                    {
+                        "batch_id": claim.batch_id,
+                        "request_id": new_id("batch_req_"),
+                        "finished_at": now,
+                        **asdict(outcome),
+                    }
+                    for outcome in added
+                ],
+            )
+            num_completed = sum(outcome.status_code == 200 for outcome in added)
+            raised = {
+                "num_completed": num_completed,
+                "num_failed": len(added) - num_completed,
+                **{
+                    name: sum(getattr(outcome, name) for outcome in added)
+                    for name in (
+                        "num_prompt_tokens",
+                        "num_cached_tokens",
+                        "num_output_tokens",
+                        "num_reasoning_tokens",
+                    )
+                },
+            }
+            connection.execute(
+                update(batches)
+                .where(batches.c.id == claim.batch_id)
+                .values({name: batches.c[name] + amount for name, amount in raised.items()})
+            )
+            return len(added)
+
+    def finish(self, claim: Claim, now: int) -> bool:
+        """Send the batch on to finalizing if every line has an outcome; whether it was."""
+        num_settled = (
+            select(func.count())
+            .select_from(outcomes)
+            .where(outcomes.c.batch_id == claim.batch_id)
+            .scalar_subquery()
+        )
+        with self._database.write() as connection:
+            done = connection.execute(
+                update(batches)
+                .where(batches.c.id == claim.batch_id, batches.c.lease_token == claim.token)
+                .where(batches.c.status == BatchStatus.IN_PROGRESS)
+                .where(batches.c.num_total == num_settled)
+                .values(status=BatchStatus.FINALIZING, finalizing_at=now, **NO_LEASE)
+            )
+        return done.rowcount > 0
+
+    def release(self, claim: Claim) -> None:
+        """Give the lease back, unless it was lost."""
+        with self._database.write() as connection:
+            release(connection, claim)
