@@ -39,7 +39,7 @@ class LoadFormat(StrEnum):
 
     AUTO = "auto"
     SAFETENSORS = "safetensors"
-    GGUF = "gguf"
+    GGUF = "gguf"  # converted once to safetensors, in the cache folder
     DUMMY = "dummy"  # random weights of the model's shape, for benchmarks
 
 

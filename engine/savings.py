@@ -29,6 +29,22 @@ class Savings:
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
+    def summary(self) -> str:
+        lines = {
+            "prompts": f"{self.prompts:,}",
+            "prompt tokens": f"{self.logical_tokens:,}",
+            "to compute when shared": f"{self.unique_tokens:,}",
+            "saved, sharing at every level": f"{self.saved_share:.1%}",
+            "saved, one level, best choice": f"{self.saved_share_single_exact:.1%}",
+            "saved, one level, greedy choice": f"{self.saved_share_single_greedy:.1%}",
+            "shared prefixes": f"{self.tree_nodes:,}",
+            "groups of the best level": f"{self.groups:,}",
+            "KV cache for no wait at all": f"{self.peak_kv_tokens:,} tokens",
+            "time to tokenize": f"{self.tokenize_seconds:.2f} s",
+            "time to plan": f"{self.plan_seconds:.2f} s",
+        }
+        return "\n".join(f"{name:34}{value:>16}" for name, value in lines.items())
+
 
 def estimate_savings(
     prompts: Prompts, page_size: int, output_tokens: int, tokenize_seconds: float

@@ -1,0 +1,108 @@
+"""Puts an engine together from its configuration: model, cache, scheduler, runner, admission."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+
+import torch
+
+from trunkline.engine.admission import Admission, Limits
+from trunkline.engine.config import ConfigError, Device, EngineConfig, PrefixSharing
+from trunkline.engine.core import Engine
+from trunkline.engine.default_model import ModelNotFoundError, resolve_model, served_name
+from trunkline.engine.kv_cache import allocate_kv_cache, num_pages_for
+from trunkline.engine.model.config import UnsupportedModelError
+from trunkline.engine.model.weights import WeightsError, load_model, resolve_dtype
+from trunkline.engine.runner import Runner, configure_host
+from trunkline.engine.scheduler import Scheduler, SchedulerConfig
+from trunkline.engine.tokenizer import Tokenizer
+
+# Of the memory that is free once the weights are loaded.
+CPU_KV_SHARE = 0.25
+CUDA_KV_SHARE = 0.85
+
+# Rows per step beyond which larger products are no faster per row.
+CPU_BATCH_TOKENS = 1024
+CUDA_BATCH_TOKENS = 8192
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """A ready engine and what there is to say about it."""
+
+    engine: Engine
+    admission: Admission
+    model_name: str  # what requests call it
+    device: str
+    dtype: str
+    max_model_tokens: int
+    load_seconds: float
+
+
+def assemble(config: EngineConfig) -> Assembly:
+    """Load the model and build the engine.
+
+    Raises:
+        ConfigError: the model or the device is not there, or the cache is too small.
+    """
+    started = time.perf_counter()
+    device = _device(config.device)
+    configure_host(config.threads or len(os.sched_getaffinity(0)))
+    try:
+        folder = resolve_model(config.model, config.cache_dir.expanduser())
+        dtype = resolve_dtype(config.dtype, device)
+        model = load_model(folder, dtype, device, config.load_format)
+    except (ModelNotFoundError, WeightsError, UnsupportedModelError, FileNotFoundError) as error:
+        raise ConfigError(f"--model {config.model}: {error}") from error
+    max_model_tokens = min(
+        config.max_model_tokens or model.config.max_context_tokens, model.config.max_context_tokens
+    )
+    try:
+        num_pages = num_pages_for(
+            model.config,
+            dtype,
+            config.page_size,
+            config.kv_cache_bytes or _free_kv_bytes(device),
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    cache = allocate_kv_cache(model.config, dtype, device, num_pages, config.page_size)
+    scheduler = Scheduler(
+        SchedulerConfig(
+            page_size=config.page_size,
+            num_pages=num_pages,
+            max_batch_tokens=config.max_batch_tokens
+            or (CUDA_BATCH_TOKENS if device.type == "cuda" else CPU_BATCH_TOKENS),
+            policy=config.scheduler,
+            share_prefixes=config.prefix_sharing is PrefixSharing.PLANNED,
+        )
+    )
+    tokenizer = Tokenizer(folder)
+    limits = Limits(max_model_tokens, scheduler.config.capacity_tokens)
+    return Assembly(
+        engine=Engine(scheduler, Runner(model.decoder, cache), tokenizer),
+        admission=Admission(tokenizer, limits),
+        model_name=config.served_model_name or served_name(config.model),
+        device=str(device),
+        dtype=str(dtype).removeprefix("torch."),
+        max_model_tokens=max_model_tokens,
+        load_seconds=time.perf_counter() - started,
+    )
+
+
+def _device(wanted: Device) -> torch.device:
+    if wanted is Device.CUDA and not torch.cuda.is_available():
+        raise ConfigError("--device is 'cuda', but torch finds no CUDA device here; use 'cpu'")
+    if wanted is Device.CPU or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda")
+
+
+def _free_kv_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free * CUDA_KV_SHARE)
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return int(free * CPU_KV_SHARE)

@@ -1,0 +1,83 @@
+"""The engine without a store: requests in, finished requests out, one step at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from weakref import WeakKeyDictionary
+
+from trunkline.engine.admission import Request
+from trunkline.engine.detokenize import StopStringWatcher
+from trunkline.engine.runner import Runner
+from trunkline.engine.scheduler import Scheduler
+from trunkline.engine.sequence import Sequence
+from trunkline.engine.step_plan import StepResult
+from trunkline.engine.tokenizer import Tokenizer
+
+
+class Engine:
+    """Answers requests by stepping scheduler and runner."""
+
+    def __init__(self, scheduler: Scheduler, runner: Runner, tokenizer: Tokenizer) -> None:
+        self.scheduler = scheduler
+        self.runner = runner
+        self.tokenizer = tokenizer
+        self._requests: dict[int, Request] = {}  # by Sequence.request_id
+        # Of unfinished sequences with stop strings; an entry goes with its sequence.
+        self._watchers: WeakKeyDictionary[Sequence, StopStringWatcher] = WeakKeyDictionary()
+
+    @property
+    def has_work(self) -> bool:
+        return self.scheduler.has_work
+
+    @property
+    def num_unfinished_requests(self) -> int:
+        return len(self._requests)
+
+    def add(self, requests: Iterable[Request]) -> None:
+        """Plan `requests` together with all that is unfinished."""
+        added = list(requests)
+        sequences = [sequence for request in added for sequence in request.sequences]
+        self.scheduler.add(sequences)
+        for request in added:
+            self._requests[request.sequences[0].request_id] = request
+
+    def drop(self, should_drop: Callable[[Request], bool]) -> None:
+        """Stop working on every request for which `should_drop` is true."""
+        dropped = {id_ for id_, request in self._requests.items() if should_drop(request)}
+        self.scheduler.drop(lambda sequence: sequence.request_id in dropped)
+        for request_id in dropped:
+            del self._requests[request_id]
+
+    def step(self) -> list[Request]:
+        """Schedule, run, commit; the requests that this finished."""
+        plan = self.scheduler.schedule()
+        if plan is None:
+            return []
+        result = self.runner.run(plan, self.scheduler.sequences)
+        return self._commit(result)
+
+    def _commit(self, result: StepResult) -> list[Request]:
+        watched = [
+            (slot, self.scheduler.sequences[slot])
+            for slot in result.sequence.tolist()
+            if self.scheduler.sequences[slot].sampling.stop_strings
+        ]
+        ended = self.scheduler.commit(result)
+        for slot, sequence in watched:
+            if self._meets_stop_string(sequence) and sequence.finish_reason is None:
+                ended.append(self.scheduler.finish(slot))
+        return [request for sequence in ended if (request := self._finished_with(sequence))]
+
+    def _meets_stop_string(self, sequence: Sequence) -> bool:
+        """Whether the token that `sequence` got last completes one of its stop strings."""
+        watcher = self._watchers.get(sequence)
+        if watcher is None:
+            watcher = StopStringWatcher(self.tokenizer, sequence.sampling.stop_strings)
+            self._watchers[sequence] = watcher
+        return watcher.push(sequence.output[-1])
+
+    def _finished_with(self, sequence: Sequence) -> Request | None:
+        """The request of `sequence`, if that was its last one to finish."""
+        request = self._requests[sequence.request_id]
+        request.num_unfinished -= 1
+        return None if request.num_unfinished else self._requests.pop(sequence.request_id)

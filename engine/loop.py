@@ -1,0 +1,301 @@
+"""Claim batches from the store, answer them, commit the outcomes; until told to stop.
+
+Three threads, so that the device never waits for the database or the tokenizer:
+
+    feeder    claims a batch, reads its unfinished lines, admits them    -> `_admitted`
+    main      adds what was admitted, steps the engine                   -> `_outcomes`
+    keeper    commits outcomes in groups, heartbeats, finishes batches
+
+Only the main thread touches the engine. What is lost when the process dies is what was not
+committed; the store hands exactly that to whoever claims the batch next.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from trunkline.engine.admission import Admission, Line, Refusal, Request
+from trunkline.engine.core import Engine
+from trunkline.engine.outcome import answered, refused
+from trunkline.store.errors import LeaseLost
+from trunkline.store.records import Claim, EngineRecord, Outcome
+from trunkline.store.states import BatchStatus
+from trunkline.store.work import Work
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """How the loop talks to the store.
+
+    Attributes:
+        lease_seconds: a claim lapses when it is not renewed for so long.
+        poll_seconds: pause between two looks for work.
+        commit_seconds: an outcome waits at most so long to be committed.
+        max_held_requests: no further batch is claimed while so many requests are unfinished.
+    """
+
+    lease_seconds: float = 30.0
+    poll_seconds: float = 0.5
+    commit_seconds: float = 0.5
+    max_held_requests: int = 100_000
+
+
+@dataclass(eq=False)
+class HeldBatch:
+    """A batch that this process has claimed."""
+
+    claim: Claim
+    # Lines without a committed outcome; None until the feeder has read them all.
+    num_open: int | None = None
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """All unfinished lines of a batch, ready to run."""
+
+    batch: HeldBatch
+    requests: list[Request]
+    refusals: list[Refusal]
+
+
+class Loop:
+    """The engine process's work."""
+
+    def __init__(
+        self,
+        work: Work,
+        engine: Engine,
+        admission: Admission,
+        record: EngineRecord,
+        config: LoopConfig,
+    ) -> None:
+        self._work = work
+        self._engine = engine
+        self._admission = admission
+        self._record = record
+        self._config = config
+        self._stopping = threading.Event()
+        self._stepped_out = threading.Event()  # the main thread has stopped stepping
+        self._wake = threading.Event()  # there is something for the main thread to do
+        self._failure: BaseException | None = None
+        self._lock = threading.Lock()  # guards the next two
+        self._held: dict[str, HeldBatch] = {}  # by batch id
+        self._to_drop: list[HeldBatch] = []
+        self._admitted: queue.Queue[Admitted] = queue.Queue()
+        # None says that no more outcomes of the batch will come.
+        self._outcomes: queue.Queue[tuple[HeldBatch, Outcome | None]] = queue.Queue()
+
+    def stop(self) -> None:
+        """Finish the current step, commit what is done, give the claims back. From any thread."""
+        self._stopping.set()
+        self._wake.set()
+
+    def run(self) -> None:
+        """Work until `stop`.
+
+        Raises:
+            Exception: what a thread failed with. Claims are then left to lapse.
+        """
+        self._work.register(self._record)
+        threads = [
+            threading.Thread(target=self._guarded, args=(body,), name=name, daemon=True)
+            for name, body in (("feeder", self._feed), ("keeper", self._keep))
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            self._step_until_stopped()
+        finally:
+            self.stop()
+            self._stepped_out.set()
+            for thread in threads:
+                thread.join()
+        if self._failure is not None:
+            raise self._failure
+        for batch in self._held.values():
+            self._work.release(batch.claim)
+        self._work.unregister(self._record.name, time.time())
+
+    def _guarded(self, body: Callable[[], None]) -> None:
+        try:
+            body()
+        except BaseException as error:
+            self._failure = error
+            self.stop()
+
+    def _holds(self, batch: HeldBatch) -> bool:
+        with self._lock:
+            return self._held.get(batch.claim.batch_id) is batch
+
+    # The main thread.
+
+    def _step_until_stopped(self) -> None:
+        while not self._stopping.is_set():
+            self._add_admitted()
+            self._drop_unwanted()
+            if not self._engine.has_work:
+                self._wake.wait(timeout=self._config.poll_seconds)
+                self._wake.clear()
+                continue
+            for request in self._engine.step():
+                outcome = answered(request, self._engine.tokenizer, int(time.time()))
+                with self._lock:
+                    batch = self._held.get(request.line.batch_id)
+                if batch is not None:
+                    self._outcomes.put((batch, outcome))
+
+    def _add_admitted(self) -> None:
+        while not self._admitted.empty():
+            admitted = self._admitted.get()
+            if not self._holds(admitted.batch):
+                continue
+            for refusal in admitted.refusals:
+                self._outcomes.put((admitted.batch, refused(refusal)))
+            self._engine.add(admitted.requests)
+            logger.info(
+                "batch %s: running %d requests, refused %d",
+                admitted.batch.claim.batch_id,
+                len(admitted.requests),
+                len(admitted.refusals),
+            )
+
+    def _drop_unwanted(self) -> None:
+        with self._lock:
+            unwanted, self._to_drop = self._to_drop, []
+        if not unwanted:
+            return
+        ids = {batch.claim.batch_id for batch in unwanted}
+        self._engine.drop(lambda request: request.line.batch_id in ids)
+        for batch in unwanted:
+            self._outcomes.put((batch, None))
+
+    # The feeder thread.
+
+    def _feed(self) -> None:
+        while not self._stopping.is_set():
+            claim = self._next_claim()
+            if claim is None:
+                self._stopping.wait(self._config.poll_seconds)
+                continue
+            logger.info("batch %s: claimed, %d lines", claim.batch_id, claim.num_total)
+            batch = HeldBatch(claim)
+            with self._lock:
+                self._held[claim.batch_id] = batch
+            requests: list[Request] = []
+            refusals: list[Refusal] = []
+            for admitted in self._admission.admit(self._lines(claim)):
+                if isinstance(admitted, Request):
+                    requests.append(admitted)
+                else:
+                    refusals.append(admitted)
+                if self._stopping.is_set():
+                    return
+            batch.num_open = len(requests) + len(refusals)
+            self._admitted.put(Admitted(batch, requests, refusals))
+            self._wake.set()
+
+    def _next_claim(self) -> Claim | None:
+        with self._lock:
+            num_held = sum(batch.num_open or 0 for batch in self._held.values())
+        if num_held >= self._config.max_held_requests:
+            return None
+        return self._work.claim(
+            self._record.name, [self._record.model], time.time(), self._config.lease_seconds
+        )
+
+    def _lines(self, claim: Claim) -> Iterator[Line]:
+        for row in self._work.unfinished(claim):
+            yield Line(row.batch_id, row.line, row.custom_id, claim.endpoint, row.body)
+
+    # The keeper thread.
+
+    def _keep(self) -> None:
+        """Commit and heartbeat; for the last time when the main thread has stopped stepping."""
+        next_heartbeat = time.monotonic()
+        while True:
+            is_last = self._stepped_out.wait(self._config.commit_seconds)
+            self._commit()
+            if time.monotonic() >= next_heartbeat:
+                self._heartbeat()
+                next_heartbeat = time.monotonic() + self._config.lease_seconds / 10
+            if is_last:
+                return
+
+    def _commit(self) -> None:
+        groups: dict[HeldBatch, list[Outcome]] = {}
+        through: list[HeldBatch] = []
+        while not self._outcomes.empty():
+            batch, outcome = self._outcomes.get()
+            if outcome is None:
+                through.append(batch)
+            else:
+                groups.setdefault(batch, []).append(outcome)
+        for batch, outcomes in groups.items():
+            try:
+                self._work.commit(batch.claim, outcomes, int(time.time()))
+            except LeaseLost:
+                self._lose(batch)
+            else:
+                assert batch.num_open is not None, "outcomes come after the lines were read"
+                batch.num_open -= len(outcomes)
+        with self._lock:
+            held = list(self._held.values())
+        for batch in held:
+            if batch.num_open == 0 and self._work.finish(batch.claim, int(time.time())):
+                logger.info("batch %s: all lines have an outcome", batch.claim.batch_id)
+                self._forget(batch)
+        for batch in through:
+            self._work.release(batch.claim)
+            self._forget(batch)
+
+    def _heartbeat(self) -> None:
+        with self._lock:
+            held = list(self._held.values())
+        statuses = self._work.heartbeat(
+            self._record.name,
+            self._figures(),
+            [batch.claim for batch in held],
+            time.time(),
+            self._config.lease_seconds,
+        )
+        for batch in held:
+            status = statuses.get(batch.claim.batch_id)
+            if status is None:
+                self._lose(batch)
+            elif status is not BatchStatus.IN_PROGRESS and batch.num_open != 0:
+                logger.info("batch %s: is %s, dropped", batch.claim.batch_id, status)
+                self._drop(batch)
+
+    def _figures(self) -> dict[str, float | int | str]:
+        """Live figures of the engine, for whoever watches. Read without a lock: they are hints."""
+        scheduler = self._engine.scheduler
+        return {
+            "num_running": scheduler.num_running,
+            "num_waiting": scheduler.num_waiting,
+            "kv_pages_in_use": scheduler.kv_pages_in_use,
+            "kv_pages": scheduler.config.num_pages,
+            "num_steps": scheduler.num_steps,
+            "num_preemptions": scheduler.num_preemptions,
+        }
+
+    def _lose(self, batch: HeldBatch) -> None:
+        logger.warning("batch %s: lost its lease, dropped", batch.claim.batch_id)
+        self._forget(batch)
+        self._drop(batch)
+
+    def _drop(self, batch: HeldBatch) -> None:
+        with self._lock:
+            self._to_drop.append(batch)
+        self._wake.set()
+
+    def _forget(self, batch: HeldBatch) -> None:
+        with self._lock:
+            if self._held.get(batch.claim.batch_id) is batch:
+                del self._held[batch.claim.batch_id]

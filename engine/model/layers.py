@@ -1,0 +1,117 @@
+"""The parts of a decoder layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from trunkline.engine.model.config import ModelConfig
+from trunkline.kernels.attention import AttentionWork
+from trunkline.kernels.dispatch import paged_attention
+from trunkline.kernels.elementwise import add_rms_norm, rms_norm, rope, silu_mul, write_kv
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """One layer's tensors. q, k and v are one product, gate and up another."""
+
+    input_norm: Tensor  # [hidden]
+    qkv: Tensor  # [(num_heads + 2 * num_kv_heads) * head_dim, hidden]
+    qkv_bias: Tensor | None  # [(num_heads + 2 * num_kv_heads) * head_dim]
+    # Over the heads of q, then of k, [num_heads + num_kv_heads, head_dim].
+    qk_norm: Tensor | None
+    output: Tensor  # [hidden, num_heads * head_dim]
+    output_bias: Tensor | None  # [hidden]
+    mlp_norm: Tensor  # [hidden]
+    gate_up: Tensor  # [2 * intermediate, hidden]
+    gate_up_bias: Tensor | None  # [2 * intermediate]
+    down: Tensor  # [hidden, intermediate]
+    down_bias: Tensor | None  # [hidden]
+
+
+@dataclass(frozen=True)
+class RowAngles:
+    """Cosine and sine of the rotary embedding of each row's position, for all layers."""
+
+    cos: Tensor  # [num_rows, 1, head_dim]
+    signed_sin: Tensor  # [num_rows, 1, head_dim] negated in the first half
+
+
+class RotaryTable:
+    """Angles of every position up to the model's context, computed in float32."""
+
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
+        inv_freq = torch.tensor(config.rope_inv_freq, dtype=torch.float32)
+        positions = torch.arange(config.max_context_tokens, dtype=torch.float32)
+        angles = positions.unsqueeze(1) * inv_freq
+        cos, sin = angles.cos() * config.rope_amplitude, angles.sin() * config.rope_amplitude
+        self._cos = torch.cat([cos, cos], 1).unsqueeze(1).to(device, dtype)
+        self._signed_sin = torch.cat([-sin, sin], 1).unsqueeze(1).to(device, dtype)
+
+    def at(self, positions: Tensor) -> RowAngles:
+        """The angles of `positions`, [num_rows]."""
+        return RowAngles(
+            self._cos.index_select(0, positions), self._signed_sin.index_select(0, positions)
+        )
+
+
+class DecoderLayer:
+    """Attention and MLP, each after a norm, each added to the residual stream."""
+
+    def __init__(self, config: ModelConfig, weights: LayerWeights, window: int | None) -> None:
+        self.window = window
+        self._weights = weights
+        self._eps = config.rms_norm_eps
+        self._num_heads = config.num_heads
+        self._num_kv_heads = config.num_kv_heads
+        self._head_dim = config.head_dim
+        self._scale = config.head_dim**-0.5
+
+    def forward(
+        self,
+        delta: Tensor,
+        residual: Tensor | None,
+        angles: RowAngles,
+        key_cache: Tensor,
+        value_cache: Tensor,
+        write_slots: Tensor,
+        attention: AttentionWork,
+    ) -> tuple[Tensor, Tensor]:
+        """Compute all rows; their K and V are in the cache afterwards.
+
+        Args:
+            delta: [num_rows, hidden] what the previous layer adds to the residual stream.
+            residual: [num_rows, hidden] the stream so far; None: `delta` starts it.
+            angles: of the rows' positions.
+            key_cache: [num_pages, page_size, num_kv_heads, head_dim], written to.
+            value_cache: like `key_cache`.
+            write_slots: [num_rows] cache slot of each row.
+            attention: the step's attention for this layer's window.
+
+        Returns:
+            (delta, residual) for the next layer.
+        """
+        w = self._weights
+        if residual is None:
+            normed, residual = rms_norm(delta, w.input_norm, self._eps), delta
+        else:
+            normed, residual = add_rms_norm(delta, residual, w.input_norm, self._eps)
+
+        qkv = linear(normed, w.qkv, w.qkv_bias).view(len(normed), -1, self._head_dim)
+        rotated, value = torch.split(
+            qkv, [self._num_heads + self._num_kv_heads, self._num_kv_heads], 1
+        )
+        if w.qk_norm is not None:
+            rotated = rms_norm(rotated, w.qk_norm, self._eps)
+        rotated = rope(rotated, angles.cos, angles.signed_sin)
+        query, key = torch.split(rotated, [self._num_heads, self._num_kv_heads], 1)
+        write_kv(key, value, key_cache, value_cache, write_slots)
+        attended = paged_attention(query, key_cache, value_cache, attention, self._scale)
+        delta = linear(attended.flatten(1), w.output, w.output_bias)
+
+        normed, residual = add_rms_norm(delta, residual, w.mlp_norm, self._eps)
+        hidden = silu_mul(linear(normed, w.gate_up, w.gate_up_bias))
+        return linear(hidden, w.down, w.down_bias), residual

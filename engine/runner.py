@@ -1,0 +1,84 @@
+"""Runs one step: the plan's rows through the decoder, the sampled tokens back."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from trunkline.engine.batch_inputs import build_inputs
+from trunkline.engine.kv_cache import KVCache
+from trunkline.engine.model.decoder import Decoder
+from trunkline.engine.sampler import sample, token_logprobs
+from trunkline.engine.sequence import Sequence
+from trunkline.engine.step_plan import StepPlan, StepResult
+
+# glibc's mallopt parameters.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+
+
+class Runner:
+    """Owns the decoder, the KV cache and the tokens that have not reached the host yet."""
+
+    def __init__(self, decoder: Decoder, cache: KVCache) -> None:
+        self._decoder = decoder
+        self._cache = cache
+        # [num_slots] the token that each slot sampled last.
+        self._last_tokens = torch.zeros(64, dtype=torch.int64, device=decoder.device)
+
+    @torch.inference_mode()
+    def run(self, plan: StepPlan, sequences: Mapping[int, Sequence]) -> StepResult:
+        """Compute every row of `plan` and sample where it says so.
+
+        Args:
+            plan: the step. K and V of all positions before its entries are in the cache.
+            sequences: by slot; their outputs are read, not changed.
+        """
+        self._reserve_slots(int(plan.entry_sequence.max()) + 1)
+        inputs = build_inputs(
+            plan, sequences, self._decoder.config, self._cache.page_size, self._last_tokens
+        )
+        logits = self._decoder.forward(inputs.decoder, self._cache)
+        tokens = sample(logits, inputs.sampling)
+        self._remember(inputs.sample_slots.tolist(), tokens)
+        return StepResult(
+            step=plan.step,
+            sequence=inputs.sample_slots,
+            token_ids=tokens.to("cpu", torch.int32).numpy(),
+            logprobs=token_logprobs(logits, tokens, inputs.sampling),
+        )
+
+    def _remember(self, slots: list[int], tokens: Tensor) -> None:
+        self._last_tokens[torch.tensor(slots, dtype=torch.int64, device=tokens.device)] = tokens
+
+    def _reserve_slots(self, num_slots: int) -> None:
+        old = len(self._last_tokens)
+        if num_slots > old:
+            grown = self._last_tokens.new_zeros(max(num_slots, 2 * old))
+            grown[:old] = self._last_tokens
+            self._last_tokens = grown
+
+
+def configure_host(num_threads: int) -> None:
+    """Settings of the whole process, made once before the first step.
+
+    Args:
+        num_threads: CPU threads for products; as many as there are physical cores is best.
+    """
+    torch.set_num_threads(num_threads)
+    _keep_freed_memory()
+
+
+def _keep_freed_memory() -> None:
+    """Let the allocator keep large freed blocks instead of giving them back to the system.
+
+    A step allocates activations of many megabytes again and again. With glibc's defaults each is
+    mapped, faulted in page by page and unmapped: several times the cost of the operation that
+    fills it. Another C library has no `mallopt`, and is left as it is.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 2**30)
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)

@@ -1,0 +1,141 @@
+"""The specification of every kernel, in plain torch.
+
+Written for clarity, not speed: tests compare each fast variant with these. No function changes its
+inputs, except `write_kv`, whose purpose that is.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from trunkline.kernels.spans import SpanList
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Root-mean-square normalisation over the last dimension, computed in float32.
+
+    Args:
+        x: [..., size]
+        weight: [size]
+        eps: added to the mean square.
+    """
+    wide = x.float()
+    scaled = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return scaled.to(x.dtype) * weight
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Add `x` to the residual stream and normalise the sum.
+
+    Returns:
+        (normalised sum, sum), both [..., size]; the sum is the new residual stream.
+    """
+    total = x + residual
+    return rms_norm(total, weight, eps), total
+
+
+def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position embedding; the two halves of a head are the rotated pairs.
+
+    Args:
+        x: [num_rows, num_heads, head_dim]
+        cos: [num_rows, head_dim / 2] of each row's position, in x's dtype.
+        sin: like `cos`.
+    """
+    first, second = x.chunk(2, dim=-1)
+    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+def silu_mul(gate_up: Tensor) -> Tensor:
+    """silu(gate) * up.
+
+    Args:
+        gate_up: [num_rows, 2 * size], the gate first.
+    """
+    gate, up = gate_up.chunk(2, dim=-1)
+    return torch.nn.functional.silu(gate) * up
+
+
+def write_kv(
+    key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor
+) -> None:
+    """Store each row's key and value in its cache slot.
+
+    Args:
+        key: [num_rows, num_kv_heads, head_dim]
+        value: like `key`.
+        key_cache: [num_pages, page_size, num_kv_heads, head_dim], written to.
+        value_cache: like `key_cache`.
+        slots: [num_rows] page * page_size + offset
+    """
+    page_size = key_cache.shape[1]
+    key_cache[slots // page_size, slots % page_size] = key
+    value_cache[slots // page_size, slots % page_size] = value
+
+
+def paged_attention(
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    spans: SpanList,
+    scale: float,
+    window: int | None = None,
+) -> Tensor:
+    """Attention of each row over its spans, computed span by span and merged, in float32.
+
+    Args:
+        query: [num_rows, num_heads, head_dim]
+        key_cache: [num_pages, page_size, num_kv_heads, head_dim]
+        value_cache: like `key_cache`.
+        spans: which rows attend to which keys.
+        scale: multiplies the scores.
+        window: a row sees only the last `window` positions up to its own; None: all.
+
+    Returns:
+        [num_rows, num_heads, head_dim] in the query's dtype.
+    """
+    num_rows, num_heads, head_dim = query.shape
+    _, page_size, num_kv_heads, _ = key_cache.shape
+    merged = torch.zeros(num_rows, num_heads, head_dim, device=query.device)
+    merged_lse = torch.full((num_rows, num_heads), -torch.inf, device=query.device)
+    for i in range(spans.num_spans):
+        rows = slice(int(spans.row_start[i]), int(spans.row_end[i]))
+        key_positions = torch.arange(int(spans.kv_start[i]), int(spans.kv_end[i]))
+        pages = torch.as_tensor(spans.page_tables[spans.entry[i]])[key_positions // page_size]
+        index = pages.long().to(query.device), (key_positions % page_size).to(query.device)
+        ratio = num_heads // num_kv_heads
+        key = key_cache[index].float().repeat_interleave(ratio, dim=1)
+        value = value_cache[index].float().repeat_interleave(ratio, dim=1)
+
+        row_positions = torch.as_tensor(spans.positions[rows]).long().unsqueeze(1)
+        visible = torch.ones(len(row_positions), len(key_positions), dtype=torch.bool)
+        if spans.causal[i]:
+            visible &= key_positions <= row_positions
+        if window is not None:
+            visible &= key_positions > row_positions - window
+        scores = torch.einsum("rhd,khd->rhk", query[rows].float(), key) * scale
+        scores.masked_fill_(~visible.to(query.device).unsqueeze(1), -torch.inf)
+        lse = scores.logsumexp(-1)
+        probabilities = (scores - lse.unsqueeze(-1)).exp().nan_to_num(nan=0.0)
+        out = torch.einsum("rhk,khd->rhd", probabilities, value)
+        merged[rows], merged_lse[rows] = merge_partials(merged[rows], merged_lse[rows], out, lse)
+    return merged.to(query.dtype)
+
+
+def merge_partials(
+    out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Attention over two disjoint sets of keys from the attention over each.
+
+    Args:
+        out_a: [..., head_dim] softmax-weighted mean of the values of the first set.
+        lse_a: [...] log of the sum of the exponentials of its scores; -inf for an empty set.
+        out_b: like `out_a`, of the second set.
+        lse_b: like `lse_a`.
+    """
+    lse = torch.logaddexp(lse_a, lse_b)
+    weight_a = (lse_a - lse).exp().nan_to_num(nan=0.0).unsqueeze(-1)
+    weight_b = (lse_b - lse).exp().nan_to_num(nan=0.0).unsqueeze(-1)
+    return out_a * weight_a + out_b * weight_b, lse

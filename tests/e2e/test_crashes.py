@@ -1,0 +1,156 @@
+"""Processes are killed in the middle of a batch; nothing is lost and nothing is done twice."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from typing import Any
+
+import pytest
+
+MODEL = "SmolLM2-135M-Instruct"
+TERMINAL = {"completed", "failed", "expired", "cancelled"}
+
+
+def make_lines(count: int, max_tokens: int) -> list[dict[str, Any]]:
+    return [
+        {
+            "custom_id": f"request-{i}",
+            "method": "POST",
+            "url": "/v1/chat/completions",
+            "body": {
+                "model": MODEL,
+                "messages": [
+                    {"role": "system", "content": "You are a careful assistant. " * 8},
+                    {"role": "user", "content": f"Tell me something about the number {i}."},
+                ],
+                "max_tokens": max_tokens,
+                "temperature": 0,
+                "ignore_eos": True,
+            },
+        }
+        for i in range(count)
+    ]
+
+
+class Job:
+    """A batch on an installation, seen through the official client."""
+
+    def __init__(self, installation: Any, lines: list[dict[str, Any]]) -> None:
+        self.installation = installation
+        self.lines = lines
+        data = "".join(json.dumps(line) + "\n" for line in lines).encode()
+        client = installation.client
+        uploaded = client.files.create(file=("in.jsonl", io.BytesIO(data)), purpose="batch")
+        self.id = client.batches.create(
+            input_file_id=uploaded.id,
+            endpoint="/v1/chat/completions",
+            completion_window="24h",
+        ).id
+
+    def get(self) -> Any:
+        return self.installation.client.batches.retrieve(self.id)
+
+    def wait_for_completed(self, count: int) -> int:
+        """Wait until at least `count` requests are completed; how many are."""
+        self.installation.wait_for(lambda: self.get().request_counts.completed >= count, 120)
+        return int(self.get().request_counts.completed)
+
+    def wait_for_end(self) -> Any:
+        self.installation.wait_for(lambda: self.get().status in TERMINAL, 240)
+        return self.get()
+
+    def results(self, file_id: str | None) -> list[dict[str, Any]]:
+        if file_id is None:
+            return []
+        text = self.installation.client.files.content(file_id).text
+        return [json.loads(line) for line in text.splitlines()]
+
+
+def check_answers(job: Job, batch: Any, max_tokens: int) -> None:
+    """Every custom_id is answered once, in full."""
+    results = job.results(batch.output_file_id)
+    assert sorted(r["custom_id"] for r in results) == sorted(r["custom_id"] for r in job.lines)
+    assert len({r["id"] for r in results}) == len(results)
+    for result in results:
+        assert result["error"] is None
+        assert result["response"]["body"]["usage"]["completion_tokens"] == max_tokens
+    assert batch.error_file_id is None
+    assert batch.request_counts.model_dump() == {
+        "total": len(job.lines),
+        "completed": len(job.lines),
+        "failed": 0,
+    }
+
+
+def runs(log: str) -> list[int]:
+    """How many requests the engine began with, each time it took the batch."""
+    return [int(count) for count in re.findall(r"running (\d+) requests", log)]
+
+
+def test_an_engine_killed_three_times(installation: Any) -> None:
+    installation.start("--max-batch-tokens", "24", "--commit-seconds", "0.1")
+    job = Job(installation, make_lines(60, max_tokens=48))
+    done_before_each_run = [0]
+    for kill in range(1, 4):
+        job.wait_for_completed(12 * kill)
+        installation.engine().kill()
+        installation.wait_for(lambda: not installation.engine_is_ready(), 60)
+        done_before_each_run.append(job.get().request_counts.completed)
+        installation.wait_for(installation.engine_is_ready, 120)
+    batch = job.wait_for_end()
+    assert batch.status == "completed"
+    check_answers(job, batch, max_tokens=48)
+    # What was committed when the engine died was not run again.
+    assert runs(installation.log) == [60 - done for done in done_before_each_run]
+
+
+def test_everything_killed_at_once(installation: Any) -> None:
+    options = ("--max-batch-tokens", "24", "--commit-seconds", "0.1")
+    installation.start(*options)
+    job = Job(installation, make_lines(40, max_tokens=48))
+    job.wait_for_completed(10)
+    installation.kill()
+    installation.start(*options)
+    batch = job.wait_for_end()
+    assert batch.status == "completed"
+    check_answers(job, batch, max_tokens=48)
+    first, second = runs(installation.log)
+    assert first == 40
+    assert second <= 30
+    assert installation.stop() == 0
+
+
+@pytest.mark.parametrize("kill_meanwhile", [False, True])
+def test_a_batch_cancelled_half_way(installation: Any, kill_meanwhile: bool) -> None:
+    installation.start("--max-batch-tokens", "24", "--commit-seconds", "0.1")
+    job = Job(installation, make_lines(60, max_tokens=48))
+    job.wait_for_completed(10)
+    if kill_meanwhile:
+        installation.engine().kill()
+    installation.client.batches.cancel(job.id)
+    batch = job.wait_for_end()
+    assert batch.status == "cancelled"
+    results, errors = job.results(batch.output_file_id), job.results(batch.error_file_id)
+    assert len(results) >= 10
+    assert len(errors) > 0
+    ids = sorted(record["custom_id"] for record in results + errors)
+    assert ids == sorted(line["custom_id"] for line in job.lines)
+    assert {record["error"]["code"] for record in errors} == {"batch_cancelled"}
+    assert batch.request_counts.completed == len(results)
+    assert batch.request_counts.failed == 0
+
+
+def test_stopping_and_starting_keeps_what_is_done(installation: Any) -> None:
+    options = ("--max-batch-tokens", "24", "--commit-seconds", "0.1")
+    installation.start(*options)
+    job = Job(installation, make_lines(40, max_tokens=48))
+    job.wait_for_completed(10)
+    assert installation.stop() == 0
+    installation.start(*options)
+    batch = job.wait_for_end()
+    check_answers(job, batch, max_tokens=48)
+    first, second = runs(installation.log)
+    assert (first, second) == (40, 40 - (first - second))
+    assert second <= 30
