@@ -9,15 +9,17 @@ from dataclasses import dataclass
 import torch
 
 from trunkline.engine.admission import Admission, Limits
-from trunkline.engine.config import ConfigError, Device, EngineConfig, PrefixSharing
+from trunkline.engine.config import Device, EngineConfig, PrefixSharing
 from trunkline.engine.core import Engine
-from trunkline.engine.default_model import ModelNotFoundError, resolve_model, served_name
+from trunkline.engine.default_model import ModelNotFoundError, resolve_model
 from trunkline.engine.kv_cache import allocate_kv_cache, num_pages_for
 from trunkline.engine.model.config import UnsupportedModelError
 from trunkline.engine.model.weights import WeightsError, load_model, resolve_dtype
 from trunkline.engine.runner import Runner, configure_host
 from trunkline.engine.scheduler import Scheduler, SchedulerConfig
 from trunkline.engine.tokenizer import Tokenizer
+from trunkline.options import ConfigError
+from trunkline.store.model_names import served_name
 
 # Of the memory that is free once the weights are loaded.
 CPU_KV_SHARE = 0.25

@@ -2,72 +2,19 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import logging
 import signal
-from collections.abc import Callable
-from enum import StrEnum
-from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated
 
 import typer
 
-from trunkline.engine.config import ConfigError, EngineConfig, resolve_config
+from trunkline.engine.config import EngineConfig
+from trunkline.options import resolve, with_options
 from trunkline.store.location import StoreLocation
 
 app = typer.Typer(no_args_is_help=True)
-
-# A configuration that cannot work: whoever supervises the process must not start it again.
-EXIT_BAD_CONFIG = 2
-
-
-def with_engine_options(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the engine's settings `names` as options; it gets them as its `config`.
-
-    Names, types and help are those of `EngineConfig`, so that a setting is described once.
-    """
-
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        own = inspect.signature(command, eval_str=True).parameters
-        options = [_option(name) for name in names]
-        parameters = [p for p in own.values() if p.name != "config"] + options
-
-        @wraps(command)
-        def wrapper(**given: Any) -> None:
-            settings = {name: given.pop(name) for name in names}
-            try:
-                command(config=resolve_config(**settings), **given)
-            except ConfigError as error:
-                typer.echo(f"trunkline: {error}", err=True)
-                raise typer.Exit(EXIT_BAD_CONFIG) from None
-
-        wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
-        return wrapper
-
-    return decorate
-
-
-def _option(name: str) -> inspect.Parameter:
-    field = EngineConfig.model_fields[name]
-    kinds = [k for k in (get_args(field.annotation) or (field.annotation,)) if k is not type(None)]
-    kind: Any = kinds[0]
-    default = field.get_default(call_default_factory=False)
-    shown = default.value if isinstance(default, StrEnum) else default
-    option = typer.Option(
-        f"--{name.replace('_', '-')}",
-        help=field.description,
-        show_default=False if shown is None else str(shown),
-    )
-    return inspect.Parameter(
-        name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=None,
-        annotation=Annotated[kind | None, option],
-    )
-
 
 MODEL_OPTIONS = (
     "model",
@@ -88,7 +35,7 @@ SERVICE_OPTIONS = ("engine_name", "lease_seconds", "poll_seconds", "commit_secon
 
 
 @app.command()
-@with_engine_options(*MODEL_OPTIONS, *SERVICE_OPTIONS, "max_held_requests")
+@with_options(EngineConfig, *MODEL_OPTIONS, *SERVICE_OPTIONS, "max_held_requests")
 def engine(
     config: EngineConfig,
     data_dir: Annotated[
@@ -104,13 +51,12 @@ def engine(
     from trunkline.engine.service import serve  # noqa: PLC0415
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s engine %(levelname)s %(message)s")
-    given: dict[str, Any] = {"data_dir": data_dir, "database_url": database_url}
-    location = StoreLocation(**{name: value for name, value in given.items() if value is not None})
+    location = resolve(StoreLocation, data_dir=data_dir, database_url=database_url)
     serve(config, location, parent_pid)
 
 
 @app.command()
-@with_engine_options(*MODEL_OPTIONS)
+@with_options(EngineConfig, *MODEL_OPTIONS)
 def run(
     config: EngineConfig,
     input_path: Annotated[Path, typer.Option("-i", "--input", help="Batch file, JSONL.")],
@@ -143,7 +89,7 @@ def run(
 
 
 @app.command()
-@with_engine_options("model", "served_model_name", "cache_dir", "page_size")
+@with_options(EngineConfig, "model", "served_model_name", "cache_dir", "page_size")
 def plan(
     config: EngineConfig,
     input_path: Annotated[Path, typer.Argument(metavar="IN.JSONL", help="Batch file.")],

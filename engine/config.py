@@ -1,7 +1,4 @@
-"""Every setting of the engine: one table, resolved once, frozen.
-
-A setting comes from its flag, else from `TRUNKLINE_<NAME>`, else from its default.
-"""
+"""Every setting of the engine: one table, resolved once, frozen."""
 
 from __future__ import annotations
 
@@ -9,12 +6,12 @@ import os
 import socket
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from trunkline.engine.scheduler import Policy
+from trunkline.store.model_names import DEFAULT_MODEL
 
 
 class Device(StrEnum):
@@ -50,17 +47,13 @@ class PrefixSharing(StrEnum):
     OFF = "off"
 
 
-class ConfigError(Exception):
-    """A setting is malformed or contradicts another one. The message is one line."""
-
-
 class EngineConfig(BaseSettings):
     """How the engine runs. Units are in the names: tokens, bytes, seconds."""
 
     model_config = SettingsConfigDict(env_prefix="TRUNKLINE_", frozen=True, extra="ignore")
 
     model: str = Field(
-        "smollm2-135m-instruct",
+        DEFAULT_MODEL,
         description="Model: the embedded default's name, a Hugging Face id, a folder with "
         "safetensors, or a .gguf file.",
     )
@@ -110,22 +103,3 @@ class EngineConfig(BaseSettings):
     max_held_requests: int = Field(
         100_000, ge=1, description="No further batch is claimed while so many are unfinished."
     )
-
-
-def resolve_config(**given: Any) -> EngineConfig:
-    """The configuration from `given` (None = not given), the environment and the defaults.
-
-    Raises:
-        ConfigError: a value is malformed; names its source and what is allowed.
-    """
-    try:
-        return EngineConfig(**{name: value for name, value in given.items() if value is not None})
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        name = str(first["loc"][0]).lower()
-        source = (
-            f"--{name.replace('_', '-')}"
-            if given.get(name) is not None
-            else (f"TRUNKLINE_{name.upper()}")
-        )
-        raise ConfigError(f"{source} is {first['input']!r}: {first['msg']}") from None

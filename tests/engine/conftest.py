@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from trunkline.engine.config import EngineConfig, LoadFormat
-from trunkline.engine.default_model import DEFAULT_MODEL, resolve_model
+from trunkline.engine.default_model import resolve_model
 from trunkline.engine.model.weights import LoadedModel, load_model
+from trunkline.store.model_names import DEFAULT_MODEL
 
 
 @pytest.fixture(scope="session")

@@ -13,13 +13,12 @@ from safetensors.torch import load_file
 
 from trunkline.engine import default_model
 from trunkline.engine.default_model import (
-    DEFAULT_MODEL,
     ModelNotFoundError,
     convert_gguf,
     fetch_default_model,
     resolve_model,
-    served_name,
 )
+from trunkline.store.model_names import DEFAULT_MODEL, served_name
 
 
 def test_the_default_model_is_complete(smollm2_folder: Path) -> None:
