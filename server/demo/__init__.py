@@ -1,0 +1,1 @@
+"""A batch of real requests, and the command that runs it from start to end."""

@@ -1,0 +1,157 @@
+"""The server's background work: batches are validated, expired and finalized; old files deleted.
+
+One thread decides, one worker process computes. All state is in the store: whatever is interrupted
+is begun again by this server or another one.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from concurrent.futures.process import BrokenProcessPool
+
+from trunkline.server.jobs import Job, run_job
+from trunkline.server.settings import ServerSettings
+from trunkline.store.blobs import BlobStore
+from trunkline.store.closing import Closing
+from trunkline.store.errors import LeaseLost
+from trunkline.store.files import Files
+from trunkline.store.location import StoreLocation
+from trunkline.store.records import Claim
+from trunkline.store.states import BatchStatus
+
+logger = logging.getLogger(__name__)
+
+SWEEP_SECONDS = 60.0
+# An upload that has not moved for so long was given up.
+ABANDONED_SECONDS = 3600.0
+# After an unforeseen error.
+PAUSE_SECONDS = 5.0
+
+
+class Lifecycle:
+    """Brings batches from one status to the next."""
+
+    def __init__(
+        self,
+        settings: ServerSettings,
+        closing: Closing,
+        files: Files,
+        blobs: BlobStore,
+        models: Callable[[], tuple[str, ...]],
+    ) -> None:
+        self._settings = settings
+        self._closing = closing
+        self._files = files
+        self._blobs = blobs
+        self._models = models
+        self._stopping = threading.Event()
+        self._wake = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="lifecycle", daemon=True)
+        self._pool: ProcessPoolExecutor | None = None
+        self._next_sweep = 0.0
+
+    def start(self) -> None:
+        self._closing.release_all_of(self._settings.server_name)
+        self._thread.start()
+
+    def wake(self) -> None:
+        """There may be work right now."""
+        self._wake.set()
+
+    def stop(self) -> None:
+        """Stop after the work under way; what a job had begun is begun again later."""
+        self._stopping.set()
+        self._wake.set()
+        self._thread.join()
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                if self._step():
+                    continue
+                pause = self._settings.server_poll_seconds
+            except Exception:
+                # The batch, if there is one, stays claimed until its lease runs out: a pause
+                # before it is tried again.
+                logger.exception("background work failed; it will be tried again")
+                pause = PAUSE_SECONDS
+            self._wake.wait(pause)
+            self._wake.clear()
+
+    def _step(self) -> bool:
+        """One piece of work; whether there was any."""
+        now = time.time()
+        num_expired = self._closing.expire_due(int(now))
+        if num_expired:
+            logger.info("%d batches have reached the end of their window", num_expired)
+        if now >= self._next_sweep:
+            self._sweep(int(now))
+            self._next_sweep = now + SWEEP_SECONDS
+        claim = self._closing.claim(
+            self._settings.server_name, now, self._settings.server_lease_seconds
+        )
+        if claim is None:
+            return False
+        self._advance(claim)
+        return True
+
+    def _sweep(self, now: int) -> None:
+        while expired := self._files.take_expired(now):
+            for file in expired:
+                self._blobs.delete(file.blob_key)
+            logger.info("%d expired files deleted", len(expired))
+        self._blobs.sweep_temporary(ABANDONED_SECONDS)
+
+    def _advance(self, claim: Claim) -> None:
+        settings = self._settings
+        job = Job(
+            location=StoreLocation(data_dir=settings.data_dir, database_url=settings.database_url),
+            claim=claim,
+            models=self._models(),
+            max_requests=settings.max_batch_requests,
+            lease_seconds=settings.server_lease_seconds,
+            output_expires_seconds=settings.output_expires_seconds,
+        )
+        started = time.monotonic()
+        status = self._wait(self._submit(job), claim)
+        logger.info(
+            "batch %s: %s -> %s in %.1f s",
+            claim.batch_id,
+            claim.status,
+            status or "taken by another server",
+            time.monotonic() - started,
+        )
+
+    def _submit(self, job: Job) -> Future[BatchStatus | None]:
+        if self._pool is None:
+            # A fresh interpreter: the server's threads and sockets do not go with it.
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(max_workers=1, mp_context=context)
+        try:
+            return self._pool.submit(run_job, job)
+        except BrokenProcessPool:
+            self._pool = None
+            raise
+
+    def _wait(self, future: Future[BatchStatus | None], claim: Claim) -> BatchStatus | None:
+        """Wait for a job, and keep its lease meanwhile."""
+        lease_seconds = self._settings.server_lease_seconds
+        while True:
+            try:
+                return future.result(timeout=lease_seconds / 4)
+            except FutureTimeoutError:
+                try:
+                    self._closing.heartbeat(claim, time.time(), lease_seconds)
+                except LeaseLost:
+                    logger.warning("batch %s: its lease was lost", claim.batch_id)
+            except BrokenProcessPool:
+                self._pool = None
+                raise

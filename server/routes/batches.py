@@ -1,0 +1,48 @@
+"""Batches: create, retrieve, list, cancel."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from anyio.to_thread import run_sync
+from fastapi import APIRouter, Query, Request
+
+from trunkline.server.new_batch import parse_new_batch
+from trunkline.server.state import State, StateOf
+from trunkline.server.wire import batch_object, page_object
+
+router = APIRouter(prefix="/v1/batches")
+
+
+@router.post("")
+async def create(request: Request, state: StateOf) -> dict[str, Any]:
+    return await run_sync(_create, state, await request.body())
+
+
+def _create(state: State, body: bytes) -> dict[str, Any]:
+    now = state.now()
+    new = parse_new_batch(body, state.files, now + state.settings.window_seconds)
+    batch = state.batches.create(new, now)
+    state.wake_lifecycle()
+    return batch_object(batch)
+
+
+@router.get("")
+def list_batches(
+    state: StateOf,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    after: str | None = None,
+) -> dict[str, Any]:
+    return page_object(state.batches.list(limit, after), batch_object)
+
+
+@router.get("/{batch_id}")
+def retrieve(batch_id: str, state: StateOf) -> dict[str, Any]:
+    return batch_object(state.batches.get(batch_id))
+
+
+@router.post("/{batch_id}/cancel")
+def cancel(batch_id: str, state: StateOf) -> dict[str, Any]:
+    batch = state.batches.cancel(batch_id, state.now())
+    state.wake_lifecycle()
+    return batch_object(batch)

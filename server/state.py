@@ -1,0 +1,50 @@
+"""What the endpoints need, made once per application."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from trunkline.server.settings import ServerSettings
+from trunkline.store.batches import Batches
+from trunkline.store.blobs import BlobStore
+from trunkline.store.database import Database
+from trunkline.store.engines import Engines
+from trunkline.store.files import Files
+
+
+@dataclass(frozen=True)
+class State:
+    """The store, the settings, and a way to tell the background work that there is some."""
+
+    settings: ServerSettings
+    database: Database
+    blobs: BlobStore
+    files: Files
+    batches: Batches
+    engines: Engines
+    # Names that are served although no engine has registered yet.
+    expected_models: tuple[str, ...]
+    started_at: int  # unix seconds
+    wake_lifecycle: Callable[[], None]
+
+    def now(self) -> int:
+        """Unix seconds."""
+        return int(time.time())
+
+    def models(self) -> dict[str, int]:
+        """Each model that is served, and since when (unix seconds)."""
+        expected = dict.fromkeys(self.expected_models, self.started_at)
+        return dict(sorted((expected | dict(self.engines.models())).items()))
+
+
+def _state(request: Request) -> State:
+    state: State = request.app.state.trunkline
+    return state
+
+
+StateOf = Annotated[State, Depends(_state)]
