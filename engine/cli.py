@@ -51,6 +51,7 @@ def engine(
     from trunkline.engine.service import serve  # noqa: PLC0415
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s engine %(levelname)s %(message)s")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     location = resolve(StoreLocation, data_dir=data_dir, database_url=database_url)
     serve(config, location, parent_pid)
 

@@ -25,7 +25,7 @@ database_commands = typer.Typer(no_args_is_help=True, help="The database.")
 app.add_typer(database_commands, name="db")
 
 LOCATION_OPTIONS = ("data_dir", "database_url")
-SERVER_OPTIONS = ("host", "port", *LOCATION_OPTIONS)
+SERVER_OPTIONS = ("host", "port", "served_model_name", *LOCATION_OPTIONS)
 
 # Connections that are still busy when the server stops are closed after that.
 GRACEFUL_SECONDS = 10
@@ -44,19 +44,23 @@ class Server(uvicorn.Server):
 def server(config: ServerSettings) -> None:
     """The API server alone; engines run elsewhere on the same database."""
     _set_up(config)
-    running = _make_server(config, ())
+    expected = (config.served_model_name,) if config.served_model_name else ()
+    running = _make_server(config, expected)
     _stop_on_signals(running)
     running.run()
 
 
 @app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
-@with_options(ServeSettings, "model", "served_model_name", "device", *SERVER_OPTIONS)
+@with_options(ServeSettings, "model", "device", *SERVER_OPTIONS)
 def serve(config: ServeSettings, context: typer.Context) -> None:
     """The API server and an engine on this machine.
 
     Options of `trunkline engine` that are not listed here are passed on to the engine.
     """
     with _lock(config.data_dir):
+        # The lock makes names unique that are made of the folder's. After a restart they are the
+        # same, and what their former bearers had claimed is taken over at once.
+        config = config.model_copy(update={"server_name": f"server-of-{config.data_dir.resolve()}"})
         _set_up(config)
         running = _make_server(config, (config.served_name,))
         has_bad_config = False
@@ -137,8 +141,6 @@ def _engine_arguments(config: ServeSettings) -> list[str]:
         *("--served-model-name", config.served_name),
         *("--device", config.device),
         *("--data-dir", str(config.data_dir)),
-        # The lock on the data folder makes the name unique; a restarted engine takes over the
-        # batches of its predecessor at once.
         *("--engine-name", f"engine-of-{config.data_dir.resolve()}"),
     ]
     if config.database_url:

@@ -36,6 +36,11 @@ class ServerSettings(StoreLocation):
     window_seconds: int = Field(
         DAY_SECONDS, ge=1, description='What a completion window of "24h" means. Seconds.'
     )
+    served_model_name: str | None = Field(
+        None,
+        description="Name that requests use for the model. `serve`: the model's own name unless "
+        "given. `server`: requests for it are accepted before its engine has started.",
+    )
     server_name: str = Field(
         default_factory=lambda: f"server-{socket.gethostname()}-{os.getpid()}",
         description="Name of this server in the store; must differ between servers.",
@@ -61,9 +66,6 @@ class ServeSettings(ServerSettings):
         DEFAULT_MODEL,
         description="Model: the embedded default's name, a Hugging Face id, a folder with "
         "safetensors, or a .gguf file.",
-    )
-    served_model_name: str | None = Field(
-        None, description="Name that requests use; the model's own name unless given."
     )
     device: str = Field("auto", description="Where the model runs: auto, cpu or cuda.")
 

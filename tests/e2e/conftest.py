@@ -63,13 +63,21 @@ class Installation:
             return False
         return bool(ready["engine_alive"])
 
-    def engine(self) -> psutil.Process:
-        """The engine's process."""
+    def engines(self) -> list[psutil.Process]:
+        """The engine's process, or none while it is down."""
         assert self.process is not None
         children = psutil.Process(self.process.pid).children()
-        engines = [child for child in children if "engine" in child.cmdline()]
-        assert len(engines) == 1, f"engines: {engines}\n{self.log}"
-        return engines[0]
+        return [
+            child
+            for child in children
+            if child.status() != psutil.STATUS_ZOMBIE and "engine" in child.cmdline()
+        ]
+
+    def kill_engine(self) -> None:
+        """SIGKILL to the engine; returns when it is gone."""
+        (engine,) = self.engines()
+        engine.kill()
+        self.wait_for(lambda: not engine.is_running() or engine not in self.engines(), 10)
 
     def kill(self) -> None:
         """SIGKILL to every process of the installation at once."""

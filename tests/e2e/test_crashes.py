@@ -95,10 +95,9 @@ def test_an_engine_killed_three_times(installation: Any) -> None:
     done_before_each_run = [0]
     for kill in range(1, 4):
         job.wait_for_completed(12 * kill)
-        installation.engine().kill()
-        installation.wait_for(lambda: not installation.engine_is_ready(), 60)
+        installation.kill_engine()
         done_before_each_run.append(job.get().request_counts.completed)
-        installation.wait_for(installation.engine_is_ready, 120)
+        installation.wait_for(lambda n=kill + 1: len(runs(installation.log)) == n, 120)
     batch = job.wait_for_end()
     assert batch.status == "completed"
     check_answers(job, batch, max_tokens=48)
@@ -128,7 +127,7 @@ def test_a_batch_cancelled_half_way(installation: Any, kill_meanwhile: bool) -> 
     job = Job(installation, make_lines(60, max_tokens=48))
     job.wait_for_completed(10)
     if kill_meanwhile:
-        installation.engine().kill()
+        installation.kill_engine()
     installation.client.batches.cancel(job.id)
     batch = job.wait_for_end()
     assert batch.status == "cancelled"
