@@ -7,6 +7,7 @@ run at all.
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,12 @@ ENDPOINTS: Mapping[str, str] = {
 }
 
 UTF8_BOM = b"\xef\xbb\xbf"
+
+# An index entry of PostgreSQL holds 2704 bytes.
+MAX_CUSTOM_ID_CHARACTERS = 512
+
+# What JSON can spell, but neither UTF-8 nor PostgreSQL can hold.
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +121,20 @@ class LineChecker:
                 "The custom_id is empty; it must identify the request.",
                 "custom_id",
             )
+        if len(value) > MAX_CUSTOM_ID_CHARACTERS:
+            raise _BadLine(
+                "invalid_custom_id",
+                f"The custom_id has {len(value)} characters; at most {MAX_CUSTOM_ID_CHARACTERS} "
+                "are allowed.",
+                "custom_id",
+            )
+        if _UNSTORABLE.search(value):
+            raise _BadLine(
+                "invalid_custom_id",
+                "The custom_id holds a NUL character or half of a surrogate pair; neither is "
+                "allowed.",
+                "custom_id",
+            )
         if value in self._seen:
             raise _BadLine(
                 "duplicate_custom_id",
@@ -150,6 +171,13 @@ class LineChecker:
             raise _BadLine("invalid_request", "Model parameter is required.", "body.model")
         if not isinstance(model, str):
             raise _wrong_type("body.model", "a string", model)
+        if _UNSTORABLE.search(model):
+            raise _BadLine(
+                "invalid_request",
+                "The model's name holds a NUL character or half of a surrogate pair; neither is "
+                "allowed.",
+                "body.model",
+            )
         if self._models is not None and model not in self._models:
             raise _BadLine(
                 "model_not_found",

@@ -11,7 +11,7 @@ from sqlalchemy import Row, insert, select, tuple_, update
 from trunkline.store.database import Database, new_id
 from trunkline.store.errors import IllegalTransition, NotFound, UnknownCursor
 from trunkline.store.records import BatchRecord, LineError, NewBatch, Outcome, OutcomeRow, Page
-from trunkline.store.schema import batch_requests, batches, outcomes
+from trunkline.store.schema import batch_requests, batches, files, outcomes
 from trunkline.store.states import BatchStatus, sources
 
 _LEASE = ("lease_holder", "lease_token", "lease_expires_at")
@@ -38,9 +38,17 @@ class Batches:
         self._database = database
 
     def create(self, new: NewBatch, now: int) -> BatchRecord:
-        """Create a batch, to be validated."""
+        """Create a batch, to be validated.
+
+        Raises:
+            NotFound: there is no such input file.
+        """
         batch_id = new_id("batch_")
         with self._database.write() as connection:
+            # The lock keeps the file until the batch is there, which keeps it from then on.
+            file = select(files.c.id).where(files.c.id == new.input_file_id)
+            if connection.execute(file.with_for_update(read=True)).first() is None:
+                raise NotFound("file", new.input_file_id)
             connection.execute(
                 insert(batches).values(
                     id=batch_id,

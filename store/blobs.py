@@ -6,6 +6,7 @@ import hashlib
 import os
 import secrets
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Protocol
@@ -111,7 +112,9 @@ class DiskBlobWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._file.close()
+        # On a full disk even closing fails: it writes out what is buffered, which nobody wants.
+        with suppress(OSError):
+            self._file.close()
         self._temporary.unlink(missing_ok=True)
 
     def write(self, data: bytes) -> None:

@@ -9,11 +9,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
+from trunkline.store.errors import StoreError
 
 BUSY_TIMEOUT_SECONDS = 60
 _WRITE = {"trunkline_write": True}
+_SCHEMES = ("sqlite", "postgresql", "postgres", "postgresql+psycopg")
+
+# Any number that no other program on the same PostgreSQL server uses.
+_MIGRATION_LOCK = 0x7472756E6B
 
 
 def normalised_url(url: str) -> str:
@@ -41,9 +48,25 @@ class Database:
 
     @classmethod
     def open(cls, url: str) -> Database:
-        """Connect to `sqlite:///PATH` or `postgresql://USER@HOST/NAME`."""
+        """Connect to `sqlite:///PATH` or `postgresql://USER@HOST/NAME`.
+
+        Raises:
+            ArgumentError: the URL is of another kind.
+        """
+        # The scheme is all that is shown of a wrong URL: the rest may hold a password.
+        scheme = url.partition("://")[0].partition(":")[0]
+        if scheme not in _SCHEMES:
+            raise ArgumentError(
+                f"The database URL begins with {scheme!r}; it must be sqlite:///PATH or "
+                "postgresql://USER@HOST/NAME."
+            )
         parsed = make_url(normalised_url(url))
         if parsed.get_backend_name() == "sqlite":
+            if parsed.database in {None, "", ":memory:"}:
+                raise ArgumentError(
+                    f"The database URL {url!r} names no file, so that no other process could see "
+                    "what is in it; it must be sqlite:///PATH."
+                )
             engine = create_engine(parsed, connect_args={"timeout": BUSY_TIMEOUT_SECONDS})
             event.listen(engine, "connect", _set_up_sqlite)
             event.listen(engine, "begin", _begin_sqlite)
@@ -71,6 +94,37 @@ class Database:
             connection.begin(),
         ):
             yield connection
+
+    @contextmanager
+    def migration(self) -> Iterator[Connection]:
+        """A transaction that may change tables, one at a time among all processes.
+
+        Raises:
+            StoreError: it would leave rows that refer to rows that are not there.
+        """
+        if not self._is_sqlite:
+            with self.engine.begin() as connection:
+                connection.execute(
+                    text("SELECT pg_advisory_xact_lock(:number)"), {"number": _MIGRATION_LOCK}
+                )
+                yield connection
+            return
+        with self._writer, self.engine.connect().execution_options(**_WRITE) as connection:
+            # SQLite alters a table by copying it and dropping the old one; that would delete
+            # the rows of other tables that refer to it. The setting is ignored in a transaction.
+            cursor = connection.connection.cursor()
+            cursor.execute("PRAGMA foreign_keys=OFF")
+            try:
+                with connection.begin():
+                    yield connection
+                    broken = connection.exec_driver_sql("PRAGMA foreign_key_check").first()
+                    if broken is not None:
+                        raise StoreError(
+                            f"rows of the table {broken[0]} refer to rows of the table {broken[2]} "
+                            "that are not there"
+                        )
+            finally:
+                cursor.execute("PRAGMA foreign_keys=ON")
 
     def close(self) -> None:
         self.engine.dispose()

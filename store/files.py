@@ -94,6 +94,8 @@ class Files:
             InUse: a batch still needs it.
         """
         with self._database.write() as connection:
+            # A batch that is being created holds the file: wait for it, then look for batches.
+            connection.execute(select(files.c.id).where(files.c.id == file_id).with_for_update())
             user = connection.execute(
                 select(batches.c.id).where(
                     batches.c.input_file_id == file_id, batches.c.status.in_(LIVE)
@@ -118,7 +120,9 @@ class Files:
         )
         due = select(files.c.id).where(files.c.expires_at <= now, ~is_needed).limit(limit)
         with self._database.write() as connection:
+            # Locked first, and looked at again then: a batch may have been created meanwhile.
+            ids = connection.execute(due.with_for_update(skip_locked=True)).scalars().all()
             rows = connection.execute(
-                delete(files).where(files.c.id.in_(due)).returning(*files.c)
+                delete(files).where(files.c.id.in_(ids), ~is_needed).returning(*files.c)
             ).all()
         return tuple(map(_record, rows))

@@ -94,12 +94,12 @@ def extend(
     connection: Connection, claims: Iterable[Claim], now: float, lease_seconds: float
 ) -> dict[str, BatchStatus]:
     """Renew the leases of `claims`; the status of each batch whose lease is still held."""
-    tokens = [claim.token for claim in claims]
+    tokens = {claim.batch_id: claim.token for claim in claims}
     if not tokens:
         return {}
     rows = connection.execute(
         update(batches)
-        .where(batches.c.lease_token.in_(tokens))
+        .where(batches.c.id.in_(tokens), batches.c.lease_token.in_(tokens.values()))
         .values(lease_expires_at=now + lease_seconds)
         .returning(batches.c.id, batches.c.status)
     ).all()
@@ -109,7 +109,9 @@ def extend(
 def release(connection: Connection, claim: Claim) -> None:
     """Give the lease back, unless it was lost."""
     connection.execute(
-        update(batches).where(batches.c.lease_token == claim.token).values(**NO_LEASE)
+        update(batches)
+        .where(batches.c.id == claim.batch_id, batches.c.lease_token == claim.token)
+        .values(**NO_LEASE)
     )
 
 

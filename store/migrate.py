@@ -8,18 +8,16 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import text
 
 from trunkline.store.database import Database
 
-# Any number that no other program on the same PostgreSQL server uses.
-_ADVISORY_LOCK = 0x7472756E6B
 
-
-def _config() -> Config:
+def alembic_config() -> Config:
+    """Alembic's settings; the migrations run on the connection in its attribute `connection`."""
     config = Config()
     with as_file(files("trunkline.migrations")) as folder:
-        config.set_main_option("script_location", str(folder))
+        # A percent sign begins an interpolation.
+        config.set_main_option("script_location", str(folder).replace("%", "%%"))
     return config
 
 
@@ -30,22 +28,16 @@ def upgrade(url: str) -> None:
     """
     database = Database.open(url)
     try:
-        config = _config()
-        if database.engine.dialect.name == "postgresql":
-            with database.engine.begin() as connection:
-                connection.execute(text("SELECT pg_advisory_xact_lock(:n)"), {"n": _ADVISORY_LOCK})
-                config.attributes["connection"] = connection
-                command.upgrade(config, "head")
-        else:
-            with database.write() as connection:
-                config.attributes["connection"] = connection
-                command.upgrade(config, "head")
+        config = alembic_config()
+        with database.migration() as connection:
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
     finally:
         database.close()
 
 
 def is_current(database: Database) -> bool:
     """Whether the database has every migration."""
-    wanted = ScriptDirectory.from_config(_config()).get_current_head()
+    wanted = ScriptDirectory.from_config(alembic_config()).get_current_head()
     with database.read() as connection:
         return MigrationContext.configure(connection).get_current_revision() == wanted

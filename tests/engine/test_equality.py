@@ -42,7 +42,8 @@ def make_prompts() -> list[str]:
     prompts += [f"{PASSAGE}\nQuestion: {question}\nAnswer:" for question in QUESTIONS]
     prompts += [f"{long}\nQuestion: {q}\nAnswer: I think" for q in QUESTIONS]
     prompts += [PASSAGE[: 20 + 13 * i] for i in range(12)]
-    prompts += [f"{i} plus {i} is" for i in range(10)]
+    prompts += [f"{i} plus {i} is" for i in range(4)]
+    prompts += [f"{i}. {PASSAGE[:215]}" for i in range(6)]  # almost a page of 64
     prompts += ["Hello", prompts[0], prompts[0]]
     return prompts
 
@@ -140,5 +141,6 @@ def test_every_policy(
     share_prefixes: bool,
 ) -> None:
     config = SchedulerConfig(16, 512, 128, policy=policy, share_prefixes=share_prefixes)
-    outputs, _ = generate(smollm2, config, [prompt for prompt, _ in references])
-    assert outputs == [output for _, output in references]
+    wanted = references[::2]
+    outputs, _ = generate(smollm2, config, [prompt for prompt, _ in wanted])
+    assert outputs == [output for _, output in wanted]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import inspect
 
 from trunkline.store.database import Database
-from trunkline.store.migrate import is_current, upgrade
+from trunkline.store.migrate import alembic_config, is_current, upgrade
 from trunkline.store.schema import metadata
 
 
@@ -32,6 +33,17 @@ def test_an_empty_database_is_not_current_and_a_second_upgrade_does_nothing(
     tables = set(inspect(database.engine).get_table_names())
     assert tables == set(metadata.tables) | {"alembic_version"}
     database.close()
+
+
+def test_every_migration_can_be_undone_and_done_again(database: Database) -> None:
+    for run, wanted in ((command.downgrade, "base"), (command.upgrade, "head")):
+        with database.migration() as connection:
+            config = alembic_config()
+            config.attributes["connection"] = connection
+            run(config, wanted)
+        tables = set(inspect(database.engine).get_table_names()) - {"alembic_version"}
+        assert tables == (set(metadata.tables) if wanted == "head" else set())
+    assert is_current(database)
 
 
 def test_several_processes_upgrade_at_once(empty_database_url: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import resource
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,20 @@ def test_a_writer_that_is_left_early_leaves_nothing(tmp_path: Path) -> None:
         raise RuntimeError
     with blobs.writer() as writer:
         writer.write(b"never committed")
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
+    blobs = DiskBlobs(tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with blobs.writer() as writer:
+            writer.write(bytes(5000))  # buffered: it is the commit that fails
+            with pytest.raises(OSError, match="too large"):
+                writer.commit()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
