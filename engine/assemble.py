@@ -9,14 +9,15 @@ from dataclasses import dataclass
 import torch
 
 from trunkline.engine.admission import Admission, Limits
-from trunkline.engine.config import Device, EngineConfig, PrefixSharing
+from trunkline.engine.config import Device, EngineConfig
 from trunkline.engine.core import Engine
 from trunkline.engine.default_model import ModelNotFoundError, resolve_model
 from trunkline.engine.kv_cache import allocate_kv_cache, num_pages_for
 from trunkline.engine.model.config import UnsupportedModelError
 from trunkline.engine.model.weights import WeightsError, load_model, resolve_dtype
 from trunkline.engine.runner import Runner, configure_host
-from trunkline.engine.scheduler import Scheduler, SchedulerConfig
+from trunkline.engine.scheduler import Scheduler
+from trunkline.engine.scheduler_config import SchedulerConfig
 from trunkline.engine.tokenizer import Tokenizer
 from trunkline.options import ConfigError
 from trunkline.store.model_names import served_name
@@ -78,7 +79,9 @@ def assemble(config: EngineConfig) -> Assembly:
             max_batch_tokens=config.max_batch_tokens
             or (CUDA_BATCH_TOKENS if device.type == "cuda" else CPU_BATCH_TOKENS),
             policy=config.scheduler,
-            share_prefixes=config.prefix_sharing is PrefixSharing.PLANNED,
+            sharing=config.prefix_sharing,
+            order=config.order,
+            grouping=config.grouping,
         )
     )
     tokenizer = Tokenizer(folder)

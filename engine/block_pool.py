@@ -38,6 +38,9 @@ class PagePool:
     def num_held(self) -> int:
         return self.num_pages - self._num_free
 
+    def num_holders(self, page: int) -> int:
+        return int(self._holders[page])
+
     def allocate(self, count: int) -> Pages:
         """Take `count` pages, each with one holder.
 

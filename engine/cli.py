@@ -29,6 +29,8 @@ MODEL_OPTIONS = (
     "max_batch_tokens",
     "scheduler",
     "prefix_sharing",
+    "order",
+    "grouping",
     "threads",
 )
 SERVICE_OPTIONS = ("engine_name", "lease_seconds", "poll_seconds", "commit_seconds")

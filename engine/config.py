@@ -10,7 +10,9 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from trunkline.engine.scheduler import Policy
+from trunkline.engine.ordering import Order
+from trunkline.engine.planner import Grouping, Sharing
+from trunkline.engine.scheduler_config import Policy
 from trunkline.store.model_names import DEFAULT_MODEL
 
 
@@ -38,13 +40,6 @@ class LoadFormat(StrEnum):
     SAFETENSORS = "safetensors"
     GGUF = "gguf"  # converted once to safetensors, in the cache folder
     DUMMY = "dummy"  # random weights of the model's shape, for benchmarks
-
-
-class PrefixSharing(StrEnum):
-    """What is done about prompts that begin alike."""
-
-    PLANNED = "planned"  # found over all requests at once, pinned while needed
-    OFF = "off"
 
 
 class EngineConfig(BaseSettings):
@@ -83,8 +78,16 @@ class EngineConfig(BaseSettings):
         "keeps the device's arithmetic busy. Tokens.",
     )
     scheduler: Policy = Field(Policy.PLANNED, description="How sequences enter the batch.")
-    prefix_sharing: PrefixSharing = Field(
-        PrefixSharing.PLANNED, description="What is done about prompts that begin alike."
+    prefix_sharing: Sharing = Field(
+        Sharing.PLANNED, description="What is done about prompts that begin alike."
+    )
+    order: Order | None = Field(
+        None,
+        description="Order of requests; planned for the planned scheduler, else that of arrival, "
+        "unless given.",
+    )
+    grouping: Grouping = Field(
+        Grouping.EXACT, description="Which shared prefixes attention reads once for all requests."
     )
     threads: int | None = Field(
         None, ge=1, description="CPU threads; one per usable core unless given."

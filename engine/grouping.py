@@ -1,13 +1,14 @@
-"""Which shared prefixes to keep when only one level of sharing is used.
+"""Which shared prefixes are worth a group.
 
-With one level, every prompt reuses the KV of one chosen ancestor at most, and each chosen node
-computes its whole path from position 0. `exact_groups` finds the best choice; `greedy_groups` is
-the pass of BatchLLM's authors, for comparison. Sharing at every level (what the page tables do)
-saves more than either; what one level decides is which prefixes *attention* reads once per group.
+Page tables share KV at every level of the prefix tree at no cost. Attention does not: to read a
+prefix once for many rows, the rows have to be tiled together and their partial results merged.
+`chain_groups` chooses for that. `exact_groups` is the best choice for a system that shares one
+level only, and `greedy_groups` the one that BatchLLM's authors make, both for comparison.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,41 +19,75 @@ from trunkline.engine.prefix_tree import NO_NODE, PrefixTree
 BoolArray = NDArray[np.bool_]
 Int64Array = NDArray[np.int64]
 
+# The kernel's price list, in keys that one row reads. Rows of one tile share a read; merging a
+# partial result costs a row about as much as reading this many keys.
+TILE_ROWS = 64
+MERGE_COST_KEYS = 32
 
-def exact_groups(tree: PrefixTree, cost: Int64Array | None = None) -> BoolArray:
-    """The set of nodes that saves the most tokens with one level of sharing.
 
-    A prompt attached to node s saves end(s) tokens, and s costs end(s) tokens once. With A the end
-    of the nearest chosen ancestor (0 if there is none):
+def exact_groups(tree: PrefixTree) -> BoolArray:
+    """The set of nodes that saves the most prompt tokens with one level of sharing.
 
-        f(prompt, A) = A
-        f(v, A)      = max( sum_c f(c, A),  sum_c f(c, end(v)) - cost(v) )
-
-    Only the ends of v's ancestors matter as A, so a row per node holds all values, and the whole
-    takes O(sum of node depths).
-
-    Args:
-        cost: what choosing each node costs, [num_nodes] tokens; the node's end unless given.
+    A prompt attached to node s saves end(s) tokens, and s costs end(s) tokens once.
 
     Returns:
         Whether each node is chosen, [num_nodes].
     """
-    price = tree.end if cost is None else cost
+
+    def cost(v: int, ends: Int64Array) -> Int64Array:
+        return np.full(len(ends), tree.end[v], np.int64)
+
+    return _best_choice(tree, cost)
+
+
+def chain_groups(tree: PrefixTree) -> BoolArray:
+    """The nodes that attention should read once for all rows below, at any number of levels.
+
+    A row that is not below a chosen node reads its keys by itself. A chosen node costs one read of
+    its keys, from the nearest chosen ancestor on, for every tile of `TILE_ROWS` rows, and for
+    every row one more partial result to merge.
+
+    Returns:
+        Whether each node is chosen, [num_nodes].
+    """
+    num_below = (tree.last - tree.first).tolist()
+
+    def cost(v: int, ends: Int64Array) -> Int64Array:
+        num_tiles = -(-num_below[v] // TILE_ROWS)
+        keys: Int64Array = num_tiles * (tree.end[v] - ends) + num_below[v] * MERGE_COST_KEYS
+        return keys
+
+    return _best_choice(tree, cost)
+
+
+def _best_choice(tree: PrefixTree, cost: Callable[[int, Int64Array], Int64Array]) -> BoolArray:
+    """The nodes to choose, given what choosing costs. Exact.
+
+    With A the end of the nearest chosen ancestor (0 if there is none):
+
+        f(prompt, A) = A
+        f(v, A)      = max( sum_c f(c, A),  sum_c f(c, end(v)) - cost(v, A) )
+
+    Only the ends of v's ancestors matter as A, so a row per node holds all values, and the whole
+    takes O(sum of node depths).
+    """
     parent = tree.parent.tolist()
     # sums[v]: sum_c f(c, A) for A = 0, the end of each ancestor from the root down, and end(v).
-    levels = _ancestor_ends(tree)
+    ends = _ancestor_ends(tree)
     direct = np.bincount(tree.node_of[tree.node_of != NO_NODE], minlength=tree.num_nodes)
-    sums = [direct[v] * ends for v, ends in enumerate(levels)]
+    sums = [direct[v] * above for v, above in enumerate(ends)]
+    chosen_value: list[Int64Array] = [np.zeros(0, np.int64)] * tree.num_nodes
     for v in range(tree.num_nodes - 1, -1, -1):  # children come after their parents
+        chosen_value[v] = sums[v][-1] - cost(v, ends[v][:-1])
         if parent[v] != NO_NODE:
-            sums[parent[v]] = sums[parent[v]] + np.maximum(sums[v][:-1], sums[v][-1] - price[v])
+            sums[parent[v]] = sums[parent[v]] + np.maximum(sums[v][:-1], chosen_value[v])
     chosen = np.zeros(tree.num_nodes, np.bool_)
     nearest = [0] * tree.num_nodes  # which column of sums[v] is the nearest chosen ancestor's
     for v in range(tree.num_nodes):
         up = parent[v]
         if up != NO_NODE:
-            nearest[v] = len(levels[up]) - 1 if chosen[up] else nearest[up]
-        chosen[v] = sums[v][-1] - price[v] > sums[v][nearest[v]]
+            nearest[v] = len(ends[up]) - 1 if chosen[up] else nearest[up]
+        chosen[v] = chosen_value[v][nearest[v]] > sums[v][nearest[v]]
     return chosen
 
 

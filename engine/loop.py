@@ -279,7 +279,7 @@ class Loop:
         return {
             "num_running": scheduler.num_running,
             "num_waiting": scheduler.num_waiting,
-            "kv_pages_in_use": scheduler.kv_pages_in_use,
+            "kv_pages_in_use": scheduler.num_pages_held,
             "kv_pages": scheduler.config.num_pages,
             "num_steps": scheduler.num_steps,
             "num_preemptions": scheduler.num_preemptions,

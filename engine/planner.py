@@ -2,26 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
 
+from trunkline.engine.grouping import chain_groups, greedy_groups
+from trunkline.engine.ordering import Order, order_sequences
 from trunkline.engine.prefix_tree import NO_NODE, PrefixTree, Prompts, build_prefix_tree
 from trunkline.engine.sequence import Sequence
 
-# A shared prefix shorter than this is read with each sequence's own keys: merging a partial
-# result costs about as much as reading this many keys.
-MIN_GROUP_TOKENS = 64
+
+class Sharing(StrEnum):
+    """What is done about prompts that begin alike."""
+
+    PLANNED = "planned"  # found over all requests at once, pinned while needed
+    LRU = "lru"  # found page by page when a request starts, evicted by age
+    OFF = "off"
+
+
+class Grouping(StrEnum):
+    """Which shared prefixes attention reads once for all rows below them."""
+
+    EXACT = "exact"  # the choice that costs least by the kernel's cost model
+    GREEDY = "greedy"  # one level, chosen by BatchLLM's pass
+    OFF = "off"  # none: every row reads all of its keys
+
+
+@dataclass(frozen=True)
+class PlannerConfig:
+    """How a set of sequences is planned."""
+
+    page_size: int
+    sharing: Sharing = Sharing.PLANNED
+    order: Order = Order.PLANNED
+    grouping: Grouping = Grouping.EXACT
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The order of a set of sequences and the prefixes they share.
-
-    In depth-first order over the prefix tree the sequences below a node run one after the other,
-    so that few nodes are resident at a time.
-    """
+    """The order of a set of sequences and the prefixes they share."""
 
     sequences: tuple[Sequence, ...]
     tree: PrefixTree
@@ -43,21 +65,35 @@ class Plan:
 
 
 def make_plan(
-    sequences: tuple[Sequence, ...], page_size: int, *, share_prefixes: bool, depth_first: bool
+    sequences: tuple[Sequence, ...],
+    config: PlannerConfig,
+    expected_output: Callable[[Sequence], int],
 ) -> Plan:
     """Plan `sequences`: find what they share and put them in order.
 
     Args:
-        share_prefixes: compute each shared prefix once; otherwise the tree is empty.
-        depth_first: run the sequences below a node one after the other; otherwise as given.
+        expected_output: tokens that a sequence will generate, as far as one can tell.
     """
-    if share_prefixes:
+    needs_tree = config.sharing is Sharing.PLANNED or config.order is not Order.ARRIVAL
+    if needs_tree:
         prompts = Prompts.from_lists([sequence.prompt for sequence in sequences])
-        tree = build_prefix_tree(prompts, page_size)
+        tree = build_prefix_tree(prompts, config.page_size)
     else:
-        tree = _empty_tree(sequences, page_size)
-    order = tree.order if depth_first else np.arange(len(sequences), dtype=np.int64)
-    return Plan(sequences, tree, order, tree.end - tree.start >= MIN_GROUP_TOKENS)
+        tree = _empty_tree(sequences, config.page_size)
+    outputs = np.array([expected_output(sequence) for sequence in sequences], dtype=np.int64)
+    deadlines = np.array([sequence.deadline for sequence in sequences], dtype=np.float64)
+    order = order_sequences(tree, outputs, deadlines, config.order)
+    if config.sharing is not Sharing.PLANNED:
+        tree = _empty_tree(sequences, config.page_size)
+    return Plan(sequences, tree, order, _groups(tree, config.grouping))
+
+
+def _groups(tree: PrefixTree, grouping: Grouping) -> NDArray[np.bool_]:
+    if grouping is Grouping.EXACT:
+        return chain_groups(tree)
+    if grouping is Grouping.GREEDY:
+        return greedy_groups(tree)
+    return np.zeros(tree.num_nodes, np.bool_)
 
 
 def _empty_tree(sequences: tuple[Sequence, ...], page_size: int) -> PrefixTree:

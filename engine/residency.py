@@ -126,13 +126,15 @@ class SharedNodes:
                 if self.num_unfinished[node] == 0:
                     self._free(node)
 
-    def drop_idle(self) -> int:
-        """Free every resident node without a running descendant; the number of pages freed."""
-        idle = [node for node in self.pages if self.num_running[node] == 0]
-        freed = sum(len(self.pages[node]) for node in idle)
-        for node in idle:
-            self._free(node)
-        return freed
+    def idle(self) -> list[int]:
+        """Resident nodes without a running descendant, and so without a resident child's one."""
+        return [node for node in self.pages if self.num_running[node] == 0]
+
+    def drop(self, node: int) -> None:
+        """Free an idle node; with it go the nodes below, which are of no use without it."""
+        below = self.tree.last[node]
+        for other in [v for v in self.pages if v >= node and self.tree.first[v] < below]:
+            self._free(other)
 
     def release_all(self) -> None:
         for node in list(self.pages):

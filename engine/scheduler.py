@@ -21,52 +21,23 @@ page is written by two sequences; a running sequence's page table covers its kno
 from __future__ import annotations
 
 import bisect
-import heapq
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trunkline.engine.block_pool import PagePool
+from trunkline.engine.agenda import Agenda
+from trunkline.engine.block_pool import PagePool, Pages
 from trunkline.engine.forecast import num_that_fit
-from trunkline.engine.planner import Plan, make_plan
+from trunkline.engine.lru_cache import LruCache
+from trunkline.engine.planner import Plan, Sharing, make_plan
 from trunkline.engine.residency import NO_LEADER, SharedNodes
+from trunkline.engine.scheduler_config import Policy, SchedulerConfig
 from trunkline.engine.sequence import FinishReason, Sequence
 from trunkline.engine.slots import SlotTable
 from trunkline.engine.step_builder import build_step_plan
 from trunkline.engine.step_plan import StepPlan, StepResult
 from trunkline.engine.transfer import transfer_kv
-
-
-class Policy(StrEnum):
-    """How sequences enter the batch."""
-
-    PLANNED = "planned"  # planned order, admitted by predicted peak memory
-    FCFS = "fcfs"  # arrival order, admitted while the pages of what is known are free
-    STATIC = "static"  # request-level batching: a batch waits for its longest member
-
-
-@dataclass(frozen=True)
-class SchedulerConfig:
-    """Limits of a step and of the cache.
-
-    Attributes:
-        page_size: tokens per page.
-        num_pages: pages in the KV cache.
-        max_batch_tokens: token budget of a step; also the most sequences that can run.
-    """
-
-    page_size: int
-    num_pages: int
-    max_batch_tokens: int
-    policy: Policy = Policy.PLANNED
-    share_prefixes: bool = True
-
-    @property
-    def capacity_tokens(self) -> int:
-        return self.num_pages * self.page_size
 
 
 def expect_max_tokens(sequence: Sequence) -> int:
@@ -88,9 +59,11 @@ class Scheduler:
         self._table = SlotTable()
         self._running: list[int] = []  # slots, sorted by rank
         self._chains: dict[int, list[int]] = {}  # slot -> nodes from the root down
-        self._plan: Plan = self._make_plan([])
-        self._nodes = SharedNodes(self._plan.tree, self._pool)
-        self._waiting: list[int] = []  # heap of ranks
+        self._lru = (
+            LruCache(self._pool, config.page_size) if config.sharing is Sharing.LRU else None
+        )
+        empty = self._make_plan([])
+        self._agenda = Agenda(empty, SharedNodes(empty.tree, self._pool))
         self._num_steps = 0
         self.num_preemptions = 0
         self.peak_kv_pages = 0
@@ -102,19 +75,20 @@ class Scheduler:
 
     @property
     def num_waiting(self) -> int:
-        return len(self._waiting)
+        return self._agenda.num_waiting
 
     @property
     def num_steps(self) -> int:
         return self._num_steps
 
     @property
-    def kv_pages_in_use(self) -> int:
-        return self._pool.num_held
+    def num_pages_held(self) -> int:
+        """Pages that hold what is needed; cached ones that may be evicted are not counted."""
+        return self.config.num_pages - self._num_available
 
     @property
     def has_work(self) -> bool:
-        return bool(self._running or self._waiting)
+        return bool(self._running or self._agenda.num_waiting)
 
     @property
     def sequences(self) -> dict[int, Sequence]:
@@ -124,7 +98,7 @@ class Scheduler:
     def unfinished(self) -> list[Sequence]:
         """All sequences that the scheduler still holds, running ones first."""
         running = [self._table.sequences[slot] for slot in self._running]
-        return running + [self._sequence_at(rank) for rank in sorted(self._waiting)]
+        return running + [self._agenda.sequence(rank) for rank in self._agenda.waiting]
 
     def add(self, sequences: Iterable[Sequence]) -> None:
         """Plan `sequences` together with all that is unfinished; computed KV is kept.
@@ -163,8 +137,7 @@ class Scheduler:
         for slot in slots[behind > 1].tolist():
             budget -= self._advance(slot, budget, chunks)
         if not num_preempted:
-            for slot in self._admit(budget):
-                budget -= self._advance(slot, budget, chunks)
+            self._admit(budget, chunks)
         return self._emit(decoding, chunks)
 
     def commit(self, result: StepResult) -> list[Sequence]:
@@ -199,10 +172,13 @@ class Scheduler:
     def check_invariants(self) -> None:
         """Raise AssertionError when pool, nodes, slots and order contradict each other."""
         table, size = self._table, self.config.page_size
-        holdings = list(self._nodes.pages.values())
+        holdings = list(self._agenda.nodes.pages.values())
         holdings += [table.own_pages(slot, size) for slot in self._running]
+        if self._lru is not None:
+            holdings.append(self._lru.pages)
+            self._lru.check_invariants()
         self._pool.check_invariants(holdings)
-        self._nodes.check_invariants()
+        self._agenda.nodes.check_invariants()
         assert [int(table.rank[slot]) for slot in self._running] == sorted(
             int(table.rank[slot]) for slot in self._running
         )
@@ -214,37 +190,24 @@ class Scheduler:
             assert table.table_len[slot] * size >= table.computed[slot]
             for node in self._chains[slot]:
                 first, last = (
-                    self._nodes.tree.start[node] // size,
-                    self._nodes.tree.end[node] // size,
+                    self._agenda.nodes.tree.start[node] // size,
+                    self._agenda.nodes.tree.end[node] // size,
                 )
-                assert (table.table[slot, first:last] == self._nodes.pages[node]).all()
-        ranks = [int(table.rank[slot]) for slot in self._running] + self._waiting
+                assert (table.table[slot, first:last] == self._agenda.nodes.pages[node]).all()
+        ranks = [int(table.rank[slot]) for slot in self._running] + self._agenda.waiting
         assert len(set(ranks)) == len(ranks)
 
     def _make_plan(self, sequences: list[Sequence]) -> Plan:
-        return make_plan(
-            tuple(sequences),
-            self.config.page_size,
-            share_prefixes=self.config.share_prefixes,
-            depth_first=self.config.policy is Policy.PLANNED,
-        )
+        return make_plan(tuple(sequences), self.config.planner, self._expected_output)
 
     def _adopt(self, plan: Plan) -> None:
         """Go on with a new plan, of all the unfinished sequences and perhaps more."""
-        waiting = np.ones(len(plan.sequences), np.bool_)
-        self._nodes, self._chains = transfer_kv(
-            self._table, self._running, self._plan, self._nodes, self._chains, plan, self._pool
+        table = self._table
+        nodes, self._chains = transfer_kv(
+            table, self._running, self._agenda, self._chains, plan, self._pool
         )
-        self._plan = plan
-        self._running.sort(key=self._table.rank.__getitem__)
-        waiting[self._table.rank[self._running]] = False
-        self._waiting = np.flatnonzero(waiting).tolist()  # sorted, so a heap
-
-    def _sequence_at(self, rank: int) -> Sequence:
-        return self._plan.sequences[int(self._plan.order[rank])]
-
-    def _chain_at(self, rank: int) -> list[int]:
-        return self._plan.tree.chain(int(self._plan.tree.node_of[self._plan.order[rank]]))
+        self._running.sort(key=table.rank.__getitem__)
+        self._agenda = Agenda(plan, nodes, running=table.rank[self._running])
 
     def _make_room_for_decode(self) -> int:
         """Give each sequence in decode the page its next token needs.
@@ -257,16 +220,45 @@ class Scheduler:
         while True:
             slots = np.array(self._running, dtype=np.int64)
             need = slots[table.known[slots] > table.table_len[slots] * size]
-            if len(need) <= self._pool.num_free:
+            if len(need) <= self._num_available:
                 break
-            if len(slots) > 1:
-                self._preempt(self._cheapest_to_recompute(slots))
-                num_preempted += 1
-            else:
-                self._nodes.drop_idle()
-        for slot, page in zip(need.tolist(), self._pool.allocate(len(need)), strict=True):
+            victim = self._cheapest_to_recompute(slots) if len(slots) > 1 else None
+            if self._drop_idle_cheaper_than(victim):
+                continue
+            assert victim is not None, "one sequence alone fits the cache"
+            self._preempt(victim)
+            num_preempted += 1
+        for slot, page in zip(need.tolist(), self._allocate(len(need)), strict=True):
             table.append_pages(slot, np.array([page], np.int32))
         return num_preempted
+
+    def _drop_idle_cheaper_than(self, victim: int | None) -> bool:
+        """Drop the shared node that is needed last, if computing it again costs less than `victim`.
+
+        Returns:
+            Whether a node was dropped.
+        """
+        furthest = self._agenda.furthest_idle()
+        if furthest is None:
+            return False
+        node, nodes = furthest[0], self._agenda.nodes
+        tokens = int(nodes.computed[node] - nodes.tree.start[node])
+        if victim is not None:
+            own = self._table.computed[victim] - self._table.own_start[victim]
+            if tokens >= own:
+                return False
+        nodes.drop(node)
+        return True
+
+    @property
+    def _num_available(self) -> int:
+        """Pages that can be had without taking them from anybody."""
+        return self._pool.num_free + (self._lru.num_evictable if self._lru is not None else 0)
+
+    def _allocate(self, count: int) -> Pages:
+        if self._lru is not None:
+            self._lru.make_room(count)
+        return self._pool.allocate(count)
 
     def _cheapest_to_recompute(self, slots: NDArray[np.int64]) -> int:
         """The slot with the fewest own tokens computed, the last in order among equals.
@@ -274,52 +266,80 @@ class Scheduler:
         The leader of an incomplete node comes last: others wait for what it computes.
         """
         own = self._table.computed[slots] - self._table.own_start[slots]
-        leads = np.isin(slots, self._nodes.leader)
+        leads = np.isin(slots, self._agenda.nodes.leader)
         return int(slots[np.lexsort((-self._table.rank[slots], own, leads))[0]])
 
     def _preempt(self, slot: int) -> None:
         rank = int(self._table.rank[slot])
         self._leave(slot, finished=False).num_preemptions += 1
-        heapq.heappush(self._waiting, rank)
+        self._agenda.push(rank)
         self.num_preemptions += 1
 
     def _leave(self, slot: int, *, finished: bool) -> Sequence:
         """Take the sequence in `slot` out of the batch and give its pages back."""
-        self._pool.release(self._table.own_pages(slot, self.config.page_size))
-        self._nodes.leave(self._chains.pop(slot), slot, finished=finished)
+        holder = self._pool if self._lru is None else self._lru
+        holder.release(self._table.own_pages(slot, self.config.page_size))
+        self._agenda.nodes.leave(self._chains.pop(slot), slot, finished=finished)
         at = bisect.bisect_left(
             self._running, int(self._table.rank[slot]), key=self._table.rank.__getitem__
         )
         del self._running[at]
         return self._table.give_back(slot)
 
-    def _admit(self, budget: int) -> list[int]:
-        """Start as many waiting sequences as budget and memory allow; their slots."""
+    def _admit(self, budget: int, chunks: dict[int, int]) -> None:
+        """Start as many waiting sequences as budget and memory allow."""
         if self.config.policy is Policy.STATIC and self._running:
-            return []
-        candidates = self._candidates(budget)
-        num_admitted = self._num_that_fit(candidates)
-        if candidates and not num_admitted and not self._running:
-            self._nodes.drop_idle()
-            num_admitted = max(1, self._num_that_fit(candidates))
-        for rank in candidates[num_admitted:]:
-            heapq.heappush(self._waiting, rank)
-        return [self._start(rank) for rank in candidates[:num_admitted]]
+            return
+        while self._agenda.num_waiting and budget > 0:
+            candidates = self._candidates(budget)
+            num_admitted = self._num_that_fit(candidates)
+            while num_admitted < len(candidates) and self._drop_idle_needed_after(
+                candidates[num_admitted]
+            ):
+                num_admitted = self._num_that_fit(candidates)
+            if candidates and not num_admitted and not self._running:
+                num_admitted = 1  # alone, with nothing else resident, any sequence fits
+            for rank in candidates[num_admitted:]:
+                self._agenda.push(rank)
+            for rank in candidates[:num_admitted]:
+                budget -= self._advance(self._start(rank), budget, chunks)
+            if num_admitted < len(candidates) or not candidates:
+                return
+
+    def _drop_idle_needed_after(self, rank: int) -> bool:
+        """Drop the idle shared node that is needed last, if that is later than `rank`.
+
+        The plan knows when each node is needed next, so this is Belady's choice. When nothing is
+        running, all that the sequence at `rank` does not use may go.
+
+        Returns:
+            Whether a node was dropped.
+        """
+        furthest = self._agenda.furthest_idle()
+        if furthest is None or furthest[1] <= rank:
+            return False
+        self._agenda.nodes.drop(furthest[0])
+        return True
 
     def _candidates(self, budget: int) -> list[int]:
         """Pop the next ranks whose tokens to compute begin within `budget`."""
-        ends, computed = self._nodes.tree.end, self._nodes.computed
+        is_static = self.config.policy is Policy.STATIC
         room = self.config.max_batch_tokens - len(self._running)
         ranks: list[int] = []
         counted: set[int] = set()
-        while self._waiting and budget > 0 and len(ranks) < room:
-            rank = heapq.heappop(self._waiting)
-            chain = self._chain_at(rank)
-            budget -= self._sequence_at(rank).num_tokens - (int(ends[chain[-1]]) if chain else 0)
-            for node in chain:
+        while self._agenda.num_waiting and (budget > 0 or is_static) and len(ranks) < room:
+            rank = self._agenda.pop()
+            budget -= self._agenda.own_tokens(rank)
+            if self._lru is not None:
+                budget += len(self._lru.match(self._agenda.sequence(rank).prompt[:-1])) * (
+                    self.config.page_size
+                )
+            for node in self._agenda.chain(rank):
                 if node not in counted:
                     counted.add(node)
-                    budget -= int(ends[node] - computed[node])
+                    budget -= int(
+                        self._agenda.nodes.tree.end[node] - self._agenda.nodes.computed[node]
+                    )
             ranks.append(rank)
         return ranks
 
@@ -327,32 +347,38 @@ class Scheduler:
         """How many of `ranks`, from the first, can start without running out of pages later."""
         if not ranks:
             return 0
-        table, size = self._table, self.config.page_size
-        own = np.empty(len(ranks), np.int64)  # tokens
-        expected = np.empty(len(ranks), np.int64)  # tokens still to come
-        node_pages = np.zeros(len(ranks), np.int64)  # not resident yet
-        counted: set[int] = set()
-        for i, rank in enumerate(ranks):
-            sequence, chain = self._sequence_at(rank), self._chain_at(rank)
-            own[i] = sequence.num_tokens - (int(self._nodes.tree.end[chain[-1]]) if chain else 0)
-            expected[i] = max(self._expected_tokens(sequence) - sequence.num_tokens, 1)
-            for node in chain:
-                if node not in counted:
-                    counted.add(node)
-                    node_pages[i] += self._nodes.missing_pages(node)
         if self.config.policy is Policy.FCFS:
-            needed = np.cumsum(-(-own // size) + node_pages)
-            return int(np.searchsorted(needed, self._pool.num_free, side="right"))
-
+            return self._num_that_fit_now(ranks)
+        table, size = self._table, self.config.page_size
+        own = np.array([self._agenda.own_tokens(rank) for rank in ranks], np.int64)
+        sequences = [self._agenda.sequence(rank) for rank in ranks]
+        expected = np.array([self._expected_tokens(s) - s.num_tokens for s in sequences], np.int64)
         running = np.array(self._running, dtype=np.int64)
         # A sequence's last page is rarely full: count it as if all but one of its slots were lost.
         slack = size - 1
         current = np.concatenate([table.known[running] - table.own_start[running], own]) + slack
-        to_come = np.maximum(table.expected[running] - table.known[running], 1)
-        remaining = np.concatenate([to_come, expected])
-        resident = (self._nodes.num_pages + np.cumsum(node_pages)) * size
+        to_come = np.concatenate([table.expected[running] - table.known[running], expected])
+        resident = (
+            self._agenda.nodes.num_pages + np.cumsum(self._agenda.missing_node_pages(ranks))
+        ) * size
+        return num_that_fit(
+            current, np.maximum(to_come, 1), len(running), resident, self.config.capacity_tokens
+        )
 
-        return num_that_fit(current, remaining, len(running), resident, self.config.capacity_tokens)
+    def _num_that_fit_now(self, ranks: list[int]) -> int:
+        """Like `_num_that_fit`, without a look at what will be generated."""
+        available = self._num_available
+        for i, (rank, node_pages) in enumerate(
+            zip(ranks, self._agenda.missing_node_pages(ranks).tolist(), strict=True)
+        ):
+            needed = node_pages - (-self._agenda.own_tokens(rank) // self.config.page_size)
+            if self._lru is not None:
+                hits = self._lru.match(self._agenda.sequence(rank).prompt[:-1])
+                needed -= len(hits) - self._lru.num_idle(hits)
+            available -= needed
+            if available < 0:
+                return i
+        return len(ranks)
 
     def _expected_tokens(self, sequence: Sequence) -> int:
         """Tokens that `sequence` is expected to have at its end."""
@@ -362,21 +388,28 @@ class Scheduler:
     def _start(self, rank: int) -> int:
         """Give the sequence at `rank` a slot and the pages of all its known tokens."""
         table, size = self._table, self.config.page_size
-        sequence, chain = self._sequence_at(rank), self._chain_at(rank)
-        own_start = int(self._plan.tree.end[chain[-1]]) if chain else 0
+        sequence, chain = self._agenda.sequence(rank), self._agenda.chain(rank)
+        own_start = self._agenda.shared_tokens(rank)
         known = sequence.num_tokens
         slot = table.take(sequence)
-        for pages in self._nodes.acquire(chain):
+        for pages in self._agenda.nodes.acquire(chain):
             table.append_pages(slot, pages)
-        table.append_pages(slot, self._pool.allocate(-(-(known - own_start) // size)))
+        if self._lru is not None:
+            hits = self._lru.match(sequence.prompt[:-1])
+            self._lru.acquire(hits)
+            table.append_pages(slot, hits)
+        num_pages = -(-known // size) - int(table.table_len[slot])
+        num_cached = 0 if self._lru is None else int(table.table_len[slot]) * size
+        table.append_pages(slot, self._allocate(num_pages))
         table.prompt_len[slot] = len(sequence.prompt)
         table.known[slot] = known
-        table.computed[slot] = 0
+        table.computed[slot] = num_cached
         table.own_start[slot] = own_start
         table.expected[slot] = self._expected_tokens(sequence)
         table.rank[slot] = rank
+        table.leaf[slot] = self._agenda.leaf(rank)
         table.last_token[slot] = sequence.tokens(known - 1, known)[0]
-        table.set_groups(slot, self._plan.groups(int(self._plan.order[rank])), self._plan.tree.end)
+        table.set_groups(slot, self._agenda.groups(rank), self._agenda.plan.tree.end)
         self._chains[slot] = chain
         bisect.insort(self._running, slot, key=table.rank.__getitem__)
         return slot
@@ -386,7 +419,7 @@ class Scheduler:
 
         0 when the slot has to wait for a shared node that another one computes.
         """
-        table, nodes = self._table, self._nodes
+        table, nodes = self._table, self._agenda.nodes
         position = nodes.computed_up_to(self._chains[slot], int(table.computed[slot]))
         table.computed[slot] = position
         node = nodes.first_incomplete(self._chains[slot])
@@ -397,6 +430,9 @@ class Scheduler:
         sequence = table.sequences[slot]
         if sequence.num_cached_tokens is None:
             sequence.num_cached_tokens = position
+        if self._lru is not None:
+            computed = sequence.prompt[: position + taken]
+            self._lru.insert(computed, table.own_pages(slot, self.config.page_size))
         chunks[slot] = taken
         return taken
 
@@ -407,11 +443,14 @@ class Scheduler:
         lengths[list(chunks)] = list(chunks.values())
         running = np.array(self._running, dtype=np.int64)
         slots = running[lengths[running] > 0]
+        # Depth-first over the tree, whatever the order of starting: a shared prefix is read once
+        # for neighbours.
+        slots = slots[np.argsort(table.leaf[slots], kind="stable")]
         taken = lengths[slots]
         plan = build_step_plan(self._num_steps, table, slots, taken, self.config.page_size)
         prompt_left = table.prompt_len[slots] - table.computed[slots]
         self.num_computed_prompt_tokens += int(np.clip(prompt_left, 0, taken).sum())
         table.computed[slots] += taken
         self._num_steps += 1
-        self.peak_kv_pages = max(self.peak_kv_pages, self._pool.num_held)
+        self.peak_kv_pages = max(self.peak_kv_pages, self.num_pages_held)
         return plan

@@ -60,6 +60,8 @@ class Sequence:
     choice: int  # 0..n-1 within the request
     prompt: NDArray[np.int32]  # [num_prompt_tokens]
     sampling: SamplingParams
+    # When its batch has to be through, unix seconds. The earliest goes first.
+    deadline: float = 0.0
     output: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     finish_reason: FinishReason | None = None

@@ -36,6 +36,7 @@ class SlotTable:
         self.own_start = np.zeros(num_slots, np.int64)  # [slots] token position
         self.expected = np.zeros(num_slots, np.int64)  # [slots] tokens when it will have finished
         self.rank = np.zeros(num_slots, np.int64)  # [slots] place in the planned order
+        self.leaf = np.zeros(num_slots, np.int64)  # [slots] place among the tree's leaves
         self.last_token = np.zeros(num_slots, np.int32)  # [slots] token id
         self.table_len = np.zeros(num_slots, np.int64)  # [slots] pages
         self.table = np.full((num_slots, num_pages), NO_PAGE, np.int32)  # [slots, pages]
@@ -96,6 +97,7 @@ class SlotTable:
         self.own_start = _grown(self.own_start, (num_slots,), 0)
         self.expected = _grown(self.expected, (num_slots,), 0)
         self.rank = _grown(self.rank, (num_slots,), 0)
+        self.leaf = _grown(self.leaf, (num_slots,), 0)
         self.last_token = _grown(self.last_token, (num_slots,), 0)
         self.table_len = _grown(self.table_len, (num_slots,), 0)
         self.table = _grown(self.table, (num_slots, self.table.shape[1]), NO_PAGE)

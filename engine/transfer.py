@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from trunkline.engine.agenda import Agenda
 from trunkline.engine.block_pool import PagePool, Pages
 from trunkline.engine.planner import Plan
 from trunkline.engine.residency import SharedNodes
@@ -19,8 +20,7 @@ Chains = dict[int, list[int]]  # slot -> nodes from the root down
 def transfer_kv(
     table: SlotTable,
     running: list[int],
-    old_plan: Plan,
-    old: SharedNodes,
+    agenda: Agenda,
     old_chains: Chains,
     plan: Plan,
     pool: PagePool,
@@ -32,6 +32,7 @@ def transfer_kv(
     Returns:
         The new plan's nodes, and the chain of each running slot.
     """
+    old_plan, old = agenda.plan, agenda.nodes
     size = plan.tree.page_size
     index_of = {id(sequence): i for i, sequence in enumerate(plan.sequences)}
     rank_of = np.empty(len(plan.sequences), np.int64)
@@ -63,6 +64,8 @@ def transfer_kv(
         pool.release(table.own_pages(slot, size))
     old.release_all()
 
+    leaf_of = np.empty(len(plan.sequences), np.int64)
+    leaf_of[plan.tree.order] = np.arange(len(plan.sequences))
     table.reset_groups(plan.num_group_levels)
     for slot in running:
         chain = chains[slot]
@@ -72,6 +75,7 @@ def transfer_kv(
         table.table[slot, : table.table_len[slot]] = np.concatenate([*shared, own[slot]])
         table.computed[slot] = computed[slot]
         table.rank[slot] = rank_of[index_of_slot[slot]]
+        table.leaf[slot] = leaf_of[index_of_slot[slot]]
         table.set_groups(slot, plan.groups(index_of_slot[slot]), plan.tree.end)
     return nodes, chains
 

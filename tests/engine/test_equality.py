@@ -16,8 +16,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trunkline.engine.kv_cache import allocate_kv_cache
 from trunkline.engine.model.weights import LoadedModel
+from trunkline.engine.planner import Sharing
 from trunkline.engine.runner import Runner
-from trunkline.engine.scheduler import Policy, Scheduler, SchedulerConfig
+from trunkline.engine.scheduler import Scheduler
+from trunkline.engine.scheduler_config import Policy, SchedulerConfig
 from trunkline.engine.sequence import SamplingParams, Sequence
 
 MAX_TOKENS = 20
@@ -133,14 +135,14 @@ def test_under_preemption(
 
 
 @pytest.mark.parametrize("policy", list(Policy))
-@pytest.mark.parametrize("share_prefixes", [True, False])
+@pytest.mark.parametrize("sharing", list(Sharing))
 def test_every_policy(
     smollm2: LoadedModel,
     references: list[tuple[list[int], list[int]]],
     policy: Policy,
-    share_prefixes: bool,
+    sharing: Sharing,
 ) -> None:
-    config = SchedulerConfig(16, 512, 128, policy=policy, share_prefixes=share_prefixes)
+    config = SchedulerConfig(16, 512, 128, policy=policy, sharing=sharing)
     wanted = references[::2]
     outputs, _ = generate(smollm2, config, [prompt for prompt, _ in wanted])
     assert outputs == [output for _, output in wanted]

@@ -15,7 +15,10 @@ import numpy as np
 import pytest
 
 from trunkline.engine.forecast import peak_kv_tokens
-from trunkline.engine.scheduler import Policy, Scheduler, SchedulerConfig
+from trunkline.engine.ordering import Order
+from trunkline.engine.planner import Grouping, Sharing
+from trunkline.engine.scheduler import Scheduler
+from trunkline.engine.scheduler_config import Policy, SchedulerConfig
 from trunkline.engine.sequence import FinishReason, SamplingParams, Sequence
 from trunkline.engine.step_plan import StepPlan, StepResult
 
@@ -119,7 +122,7 @@ def run_to_end(
         finished += scheduler.commit(device.run(plan, scheduler.sequences))
         scheduler.check_invariants()
     assert not scheduler.has_work
-    assert scheduler.kv_pages_in_use == 0
+    assert scheduler.num_pages_held == 0
     return finished
 
 
@@ -147,12 +150,12 @@ def random_prompts(rng: random.Random, count: int, longest: int) -> list[list[in
 
 @pytest.mark.parametrize("seed", range(40))
 @pytest.mark.parametrize("policy", list(Policy))
-@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("sharing", list(Sharing))
 def test_random_workloads_end_with_the_right_tokens(
-    seed: int, policy: Policy, share: bool, monkeypatch: pytest.MonkeyPatch
+    seed: int, policy: Policy, sharing: Sharing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rng = random.Random(f"{seed}-{policy}-{share}")
-    monkeypatch.setattr("trunkline.engine.planner.MIN_GROUP_TOKENS", rng.choice([1, 4, 16]))
+    rng = random.Random(f"{seed}-{policy}-{sharing}")
+    monkeypatch.setattr("trunkline.engine.grouping.MERGE_COST_KEYS", rng.choice([0, 1, 8]))
     size = rng.choice([1, 2, 4, 8])
     prompts = random_prompts(rng, rng.randint(1, 25), longest=40)
     max_tokens = [rng.randint(1, 15) for _ in prompts]
@@ -162,7 +165,9 @@ def test_random_workloads_end_with_the_right_tokens(
         num_pages=-(-largest // size) + rng.choice([0, 1, 10, 100]),
         max_batch_tokens=rng.choice([1, 3, 16, 64]),
         policy=policy,
-        share_prefixes=share,
+        sharing=sharing,
+        order=rng.choice([None, *Order]),
+        grouping=rng.choice(list(Grouping)),
     )
     stop_every = rng.choice([0, 5, 20])
     # Half of the runs predict outputs that are too short, so that memory runs out.
@@ -185,13 +190,15 @@ def test_sequences_added_and_dropped_while_others_run(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rng = random.Random(seed)
-    monkeypatch.setattr("trunkline.engine.planner.MIN_GROUP_TOKENS", rng.choice([1, 8]))
+    monkeypatch.setattr("trunkline.engine.grouping.MERGE_COST_KEYS", rng.choice([0, 8]))
     size = rng.choice([1, 2, 4])
     config = SchedulerConfig(
         page_size=size,
         num_pages=-(-40 // size) + rng.choice([0, 8, 60]),
         max_batch_tokens=rng.choice([2, 8, 32]),
         policy=rng.choice(list(Policy)),
+        sharing=rng.choice(list(Sharing)),
+        order=rng.choice([None, *Order]),
     )
     scheduler = Scheduler(config, rng.choice([lambda _: 1, lambda s: s.sampling.max_tokens]))
     device = FingerprintDevice(config)
@@ -271,22 +278,22 @@ def test_followers_start_in_the_step_that_completes_their_prefix() -> None:
 
 
 def test_shared_keys_are_read_once_per_group(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trunkline.engine.planner.MIN_GROUP_TOKENS", 16)
+    monkeypatch.setattr("trunkline.engine.grouping.MERGE_COST_KEYS", 4)
     prompts = tree_workload()
     keys = {}
-    for share in (True, False):
-        config = SchedulerConfig(16, 4000, 4096, share_prefixes=share)
+    for sharing in (Sharing.PLANNED, Sharing.OFF):
+        config = SchedulerConfig(16, 4000, 4096, sharing=sharing)
         scheduler = Scheduler(config)
         scheduler.add(make_sequence(p, 8, i) for i, p in enumerate(prompts))
         device = FingerprintDevice(config)
         run_to_end(scheduler, device)
-        keys[share] = device.num_keys_read
-    assert keys[True] < keys[False] / 2
+        keys[sharing] = device.num_keys_read
+    assert keys[Sharing.PLANNED] < keys[Sharing.OFF] / 2
 
 
 def test_a_static_batch_waits_for_its_longest_member() -> None:
     config = SchedulerConfig(
-        page_size=4, num_pages=20, max_batch_tokens=64, policy=Policy.STATIC, share_prefixes=False
+        page_size=4, num_pages=20, max_batch_tokens=64, policy=Policy.STATIC, sharing=Sharing.OFF
     )
     scheduler = Scheduler(config)
     lengths = [2, 60, 2, 60, 2, 2]

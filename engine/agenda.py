@@ -1,0 +1,112 @@
+"""A plan that is being carried out: what still waits, and which shared nodes have KV."""
+
+from __future__ import annotations
+
+import heapq
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trunkline.engine.planner import Plan
+from trunkline.engine.residency import SharedNodes
+from trunkline.engine.sequence import Sequence
+
+NEVER = np.iinfo(np.int64).max
+
+
+class Agenda:
+    """The sequences of a plan by rank, their place in its order; a queue of those that wait."""
+
+    def __init__(
+        self, plan: Plan, nodes: SharedNodes, running: NDArray[np.int64] | None = None
+    ) -> None:
+        """Begin with `plan`.
+
+        Args:
+            running: ranks that do not wait.
+        """
+        self.plan = plan
+        self.nodes = nodes
+        num = len(plan.sequences)
+        self._is_waiting = np.ones(num, np.bool_)  # [num_ranks]
+        if running is not None:
+            self._is_waiting[running] = False
+        self._heap = np.flatnonzero(self._is_waiting).tolist()  # sorted, so a heap
+        rank_of = np.empty(num, np.int64)
+        rank_of[plan.order] = np.arange(num)
+        self._rank_of_leaf = rank_of[plan.tree.order]  # [num_leaves] by place in the tree
+        self._leaf_of_rank = np.empty(num, np.int64)
+        self._leaf_of_rank[self._rank_of_leaf] = np.arange(num)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._heap)
+
+    @property
+    def waiting(self) -> list[int]:
+        """The waiting ranks, in order."""
+        return sorted(self._heap)
+
+    def pop(self) -> int:
+        """Take the first waiting rank."""
+        rank = heapq.heappop(self._heap)
+        self._is_waiting[rank] = False
+        return rank
+
+    def push(self, rank: int) -> None:
+        """Let `rank` wait (again)."""
+        heapq.heappush(self._heap, rank)
+        self._is_waiting[rank] = True
+
+    def sequence(self, rank: int) -> Sequence:
+        return self.plan.sequences[int(self.plan.order[rank])]
+
+    def chain(self, rank: int) -> list[int]:
+        """The shared nodes of the sequence at `rank`, from the root down."""
+        return self.plan.tree.chain(int(self.plan.tree.node_of[self.plan.order[rank]]))
+
+    def groups(self, rank: int) -> list[int]:
+        """The attention groups of the sequence at `rank`, shallow to deep."""
+        return self.plan.groups(int(self.plan.order[rank]))
+
+    def leaf(self, rank: int) -> int:
+        """The place of the sequence at `rank` among the leaves of the prefix tree."""
+        return int(self._leaf_of_rank[rank])
+
+    def shared_tokens(self, rank: int) -> int:
+        """Tokens of the sequence at `rank` that are in shared nodes."""
+        node = int(self.plan.tree.node_of[self.plan.order[rank]])
+        return int(self.plan.tree.end[node]) if node >= 0 else 0
+
+    def own_tokens(self, rank: int) -> int:
+        """Known tokens of the sequence at `rank` that are in no shared node."""
+        return self.sequence(rank).num_tokens - self.shared_tokens(rank)
+
+    def missing_node_pages(self, ranks: list[int]) -> NDArray[np.int64]:
+        """Pages that shared nodes need when each of `ranks` starts, [num_ranks]."""
+        pages = np.zeros(len(ranks), np.int64)
+        counted: set[int] = set()
+        for i, rank in enumerate(ranks):
+            for node in self.chain(rank):
+                if node not in counted:
+                    counted.add(node)
+                    pages[i] += self.nodes.missing_pages(node)
+        return pages
+
+    def furthest_idle(self) -> tuple[int, int] | None:
+        """The resident node without a running descendant that is needed last.
+
+        Returns:
+            (node, the first waiting rank below it or `NEVER`); None if no node is idle.
+        """
+        idle = self.nodes.idle()
+        if not idle:
+            return None
+        node = max(idle, key=self._next_use)
+        return node, self._next_use(node)
+
+    def _next_use(self, node: int) -> int:
+        tree = self.plan.tree
+        below = self._rank_of_leaf[tree.first[node] : tree.last[node]]
+        waiting = below[self._is_waiting[below]]
+        return int(waiting.min()) if len(waiting) else NEVER
