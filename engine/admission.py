@@ -36,6 +36,7 @@ class Line:
     custom_id: str
     endpoint: str
     body: dict[str, Any]
+    deadline: float = 0.0  # unix seconds
 
 
 @dataclass(eq=False)
@@ -130,7 +131,9 @@ class Admission:
             for choice in range(body.n or 1):
                 index = p * (body.n or 1) + choice
                 sampling = self._sampling(line, body, len(prompt), index)
-                sequences.append(Sequence(self._num_requests, index, prompt, sampling))
+                sequences.append(
+                    Sequence(self._num_requests, index, prompt, sampling, deadline=line.deadline)
+                )
         self._num_requests += 1
         return Request(line, body, sequences, sum(map(len, prompts)), len(sequences))
 

@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import logging
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from trunkline.engine.config import EngineConfig
-from trunkline.options import resolve, with_options
+from trunkline.engine.simulation.hardware import HARDWARE, MODEL_SHAPES
+from trunkline.engine.simulation.report import print_simulations
+from trunkline.engine.simulation.simulate import ALL_SETTINGS, FCFS_LRU, PLANNED, Setting
+from trunkline.engine.simulation.workloads import WORKLOADS, make_workload
+from trunkline.options import ConfigError, resolve, with_options
 from trunkline.store.location import StoreLocation
 
 app = typer.Typer(no_args_is_help=True)
@@ -92,18 +97,70 @@ def run(
 
 
 @app.command()
+@with_options(EngineConfig, "scheduler", "prefix_sharing", "order", "grouping", "max_batch_tokens")
+def simulate(
+    config: EngineConfig,
+    workload: Annotated[str, typer.Option(help=f"One of {', '.join(WORKLOADS)}.")],
+    hardware: Annotated[str, typer.Option(help=f"One of {', '.join(HARDWARE)}.")],
+    model_shape: Annotated[
+        str, typer.Option(help=f"One of {', '.join(MODEL_SHAPES)}.")
+    ] = "llama-3.1-8b",
+    requests: Annotated[int, typer.Option(min=1, help="How many requests.")] = 2000,
+    seed: Annotated[int, typer.Option(help="Of the workload.")] = 0,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="All settings that are worth comparing.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, a line per run.")] = False,
+) -> None:
+    """Planner and scheduler on paper hardware: how long would it take?"""
+    setting = Setting(config.scheduler, config.prefix_sharing, config.order, config.grouping)
+    items = make_workload(_known("workload", workload, WORKLOADS), requests, seed)
+    print_simulations(
+        items,
+        HARDWARE[_known("hardware", hardware, HARDWARE)],
+        MODEL_SHAPES[_known("model-shape", model_shape, MODEL_SHAPES)],
+        ALL_SETTINGS if compare else (setting,),
+        config.max_batch_tokens,
+        as_json=as_json,
+    )
+
+
+def _known(option: str, name: str, table: Mapping[str, object]) -> str:
+    """`name` as `table` spells it."""
+    for known in table:
+        if known.lower() == name.lower():
+            return known
+    raise ConfigError(f"--{option} is {name!r}; allowed are {', '.join(table)}")
+
+
+@app.command()
 @with_options(EngineConfig, "model", "served_model_name", "cache_dir", "page_size")
 def plan(
     config: EngineConfig,
     input_path: Annotated[Path, typer.Argument(metavar="IN.JSONL", help="Batch file.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    hardware: Annotated[
+        str | None, typer.Option(help=f"How long it would take on {', '.join(HARDWARE)}.")
+    ] = None,
+    model_shape: Annotated[
+        str, typer.Option(help=f"With --hardware: one of {', '.join(MODEL_SHAPES)}.")
+    ] = "llama-3.1-8b",
 ) -> None:
     """What prefix sharing will save on a batch file, before anything runs."""
     from trunkline.engine.offline import OfflineError, plan_file  # noqa: PLC0415  # see `engine`
 
     try:
-        savings = plan_file(config, input_path)
+        savings, items = plan_file(config, input_path)
     except OfflineError as error:
         typer.echo(f"trunkline: {error}", err=True)
         raise typer.Exit(1) from None
     typer.echo(json.dumps(savings.as_json(), indent=2) if as_json else savings.summary())
+    if hardware is not None:
+        print_simulations(
+            items,
+            HARDWARE[_known("hardware", hardware, HARDWARE)],
+            MODEL_SHAPES[_known("model-shape", model_shape, MODEL_SHAPES)],
+            (PLANNED, FCFS_LRU),
+            None,
+            as_json=as_json,
+        )

@@ -212,7 +212,9 @@ class Loop:
 
     def _lines(self, claim: Claim) -> Iterator[Line]:
         for row in self._work.unfinished(claim):
-            yield Line(row.batch_id, row.line, row.custom_id, claim.endpoint, row.body)
+            yield Line(
+                row.batch_id, row.line, row.custom_id, claim.endpoint, row.body, claim.expires_at
+            )
 
     # The keeper thread.
 

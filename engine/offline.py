@@ -36,6 +36,7 @@ from trunkline.engine.model.config import load_config
 from trunkline.engine.outcome import answered, refused
 from trunkline.engine.prefix_tree import Prompts
 from trunkline.engine.savings import Savings, estimate_savings
+from trunkline.engine.simulation.workloads import WorkItem
 from trunkline.engine.tokenizer import Tokenizer
 from trunkline.store.batch_file import BatchFileError, output_line, read_batch_file
 from trunkline.store.records import Outcome
@@ -232,8 +233,8 @@ def _answer(
     stats.steps = scheduler.num_steps
 
 
-def plan_file(config: EngineConfig, source: Path) -> Savings:
-    """What sharing will save on the batch file `source`.
+def plan_file(config: EngineConfig, source: Path) -> tuple[Savings, list[WorkItem]]:
+    """What sharing will save on the batch file `source`, and its requests for the simulator.
 
     Raises:
         OfflineError: the file cannot be used.
@@ -246,12 +247,13 @@ def plan_file(config: EngineConfig, source: Path) -> Savings:
     admitted = [item for item in admission.admit(lines) if isinstance(item, Request)]
     tokenize_seconds = time.perf_counter() - started
     sequences = [sequence for request in admitted for sequence in request.sequences]
-    return estimate_savings(
+    savings = estimate_savings(
         Prompts.from_lists([sequence.prompt for sequence in sequences]),
         config.page_size,
         sum(sequence.sampling.max_tokens for sequence in sequences),
         tokenize_seconds,
     )
+    return savings, [WorkItem(s.prompt, s.sampling.max_tokens) for s in sequences]
 
 
 def _read_lines(source: Path) -> list[Line]:

@@ -22,6 +22,7 @@ COMMANDS = {
     "engine": "trunkline.engine.cli",
     "run": "trunkline.engine.cli",
     "plan": "trunkline.engine.cli",
+    "simulate": "trunkline.engine.cli",
     "demo": "trunkline.server.cli",
     "db": "trunkline.server.cli",
 }
