@@ -16,7 +16,6 @@ from trunkline.engine.kv_cache import allocate_kv_cache, num_pages_for
 from trunkline.engine.model.config import UnsupportedModelError
 from trunkline.engine.model.weights import WeightsError, load_model, resolve_dtype
 from trunkline.engine.runner import Runner, configure_host
-from trunkline.engine.scheduler import Scheduler
 from trunkline.engine.scheduler_config import SchedulerConfig
 from trunkline.engine.tokenizer import Tokenizer
 from trunkline.options import ConfigError
@@ -72,22 +71,20 @@ def assemble(config: EngineConfig) -> Assembly:
     except ValueError as error:
         raise ConfigError(str(error)) from None
     cache = allocate_kv_cache(model.config, dtype, device, num_pages, config.page_size)
-    scheduler = Scheduler(
-        SchedulerConfig(
-            page_size=config.page_size,
-            num_pages=num_pages,
-            max_batch_tokens=config.max_batch_tokens
-            or (CUDA_BATCH_TOKENS if device.type == "cuda" else CPU_BATCH_TOKENS),
-            policy=config.scheduler,
-            sharing=config.prefix_sharing,
-            order=config.order,
-            grouping=config.grouping,
-        )
+    scheduler_config = SchedulerConfig(
+        page_size=config.page_size,
+        num_pages=num_pages,
+        max_batch_tokens=config.max_batch_tokens
+        or (CUDA_BATCH_TOKENS if device.type == "cuda" else CPU_BATCH_TOKENS),
+        policy=config.scheduler,
+        sharing=config.prefix_sharing,
+        order=config.order,
+        grouping=config.grouping,
     )
     tokenizer = Tokenizer(folder)
-    limits = Limits(max_model_tokens, scheduler.config.capacity_tokens)
+    limits = Limits(max_model_tokens, scheduler_config.capacity_tokens)
     return Assembly(
-        engine=Engine(scheduler, Runner(model.decoder, cache), tokenizer),
+        engine=Engine(scheduler_config, Runner(model.decoder, cache), tokenizer),
         admission=Admission(tokenizer, limits),
         model_name=config.served_model_name or served_name(config.model),
         device=str(device),

@@ -7,8 +7,10 @@ from weakref import WeakKeyDictionary
 
 from trunkline.engine.admission import Request
 from trunkline.engine.detokenize import StopStringWatcher
+from trunkline.engine.output_lengths import OutputLengths
 from trunkline.engine.runner import Runner
 from trunkline.engine.scheduler import Scheduler
+from trunkline.engine.scheduler_config import SchedulerConfig
 from trunkline.engine.sequence import Sequence
 from trunkline.engine.step_plan import StepResult
 from trunkline.engine.tokenizer import Tokenizer
@@ -17,8 +19,9 @@ from trunkline.engine.tokenizer import Tokenizer
 class Engine:
     """Answers requests by stepping scheduler and runner."""
 
-    def __init__(self, scheduler: Scheduler, runner: Runner, tokenizer: Tokenizer) -> None:
-        self.scheduler = scheduler
+    def __init__(self, config: SchedulerConfig, runner: Runner, tokenizer: Tokenizer) -> None:
+        self.output_lengths = OutputLengths()
+        self.scheduler = Scheduler(config, self.output_lengths.expected)
         self.runner = runner
         self.tokenizer = tokenizer
         self._requests: dict[int, Request] = {}  # by Sequence.request_id
@@ -78,6 +81,7 @@ class Engine:
 
     def _finished_with(self, sequence: Sequence) -> Request | None:
         """The request of `sequence`, if that was its last one to finish."""
+        self.output_lengths.observe(sequence, len(sequence.output))
         request = self._requests[sequence.request_id]
         request.num_unfinished -= 1
         return None if request.num_unfinished else self._requests.pop(sequence.request_id)

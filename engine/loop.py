@@ -23,11 +23,14 @@ from trunkline.engine.admission import Admission, Line, Refusal, Request
 from trunkline.engine.core import Engine
 from trunkline.engine.outcome import answered, refused
 from trunkline.store.errors import LeaseLost
-from trunkline.store.records import Claim, EngineRecord, Outcome
+from trunkline.store.records import Claim, EngineRecord, Outcome, RequestRow
 from trunkline.store.states import BatchStatus
 from trunkline.store.work import Work
 
 logger = logging.getLogger(__name__)
+
+# Answered requests of a batch that are looked at to learn how long answers are.
+MAX_LEARNED_REQUESTS = 512
 
 
 @dataclass(frozen=True)
@@ -188,18 +191,43 @@ class Loop:
             batch = HeldBatch(claim)
             with self._lock:
                 self._held[claim.batch_id] = batch
-            requests: list[Request] = []
-            refusals: list[Refusal] = []
-            for admitted in self._admission.admit(self._lines(claim)):
-                if isinstance(admitted, Request):
-                    requests.append(admitted)
-                else:
-                    refusals.append(admitted)
-                if self._stopping.is_set():
-                    return
-            batch.num_open = len(requests) + len(refusals)
-            self._admitted.put(Admitted(batch, requests, refusals))
-            self._wake.set()
+            try:
+                self._read(batch)
+            except FileNotFoundError as error:
+                # Nobody can run these lines any more; that is their outcome.
+                logger.error("batch %s: %s", claim.batch_id, error)
+                lines = self._work.unfinished_lines(claim)
+                batch.num_open = len(lines)
+                for line in lines:
+                    gone = Outcome(line, error_code="input_file_gone", error_message=str(error))
+                    self._outcomes.put((batch, gone))
+
+    def _read(self, batch: HeldBatch) -> None:
+        """Admit the lines of `batch` that have no outcome."""
+        self._learn_lengths(batch.claim)
+        requests: list[Request] = []
+        refusals: list[Refusal] = []
+        for admitted in self._admission.admit(self._lines(batch.claim)):
+            if isinstance(admitted, Request):
+                requests.append(admitted)
+            else:
+                refusals.append(admitted)
+            if self._stopping.is_set():
+                return
+        batch.num_open = len(requests) + len(refusals)
+        self._admitted.put(Admitted(batch, requests, refusals))
+        self._wake.set()
+
+    def _learn_lengths(self, claim: Claim) -> None:
+        """What an earlier process has answered of the batch says how long answers are."""
+        finished = self._work.finished_lengths(claim, MAX_LEARNED_REQUESTS)
+        lengths = {row.line: num_tokens for row, num_tokens in finished}
+        lines = [_line(claim, row) for row, _ in finished]
+        for admitted in self._admission.admit(lines):
+            if isinstance(admitted, Request):
+                num_tokens = lengths[admitted.line.line] // len(admitted.sequences)
+                for sequence in admitted.sequences:
+                    self._engine.output_lengths.observe(sequence, num_tokens)
 
     def _next_claim(self) -> Claim | None:
         with self._lock:
@@ -211,10 +239,7 @@ class Loop:
         )
 
     def _lines(self, claim: Claim) -> Iterator[Line]:
-        for row in self._work.unfinished(claim):
-            yield Line(
-                row.batch_id, row.line, row.custom_id, claim.endpoint, row.body, claim.expires_at
-            )
+        return (_line(claim, row) for row in self._work.unfinished(claim))
 
     # The keeper thread.
 
@@ -301,3 +326,9 @@ class Loop:
         with self._lock:
             if self._held.get(batch.claim.batch_id) is batch:
                 del self._held[batch.claim.batch_id]
+
+
+def _line(claim: Claim, row: RequestRow) -> Line:
+    return Line(
+        row.batch_id, row.line, row.custom_id, claim.endpoint, row.body, deadline=claim.expires_at
+    )

@@ -357,7 +357,12 @@ class Scheduler:
         # A sequence's last page is rarely full: count it as if all but one of its slots were lost.
         slack = size - 1
         current = np.concatenate([table.known[running] - table.own_start[running], own]) + slack
-        to_come = np.concatenate([table.expected[running] - table.known[running], expected])
+        # One that has outlived its prediction may go on to its limit.
+        known = table.known[running]
+        ends = np.where(
+            known < table.expected[running], table.expected[running], table.longest[running]
+        )
+        to_come = np.concatenate([ends - known, expected])
         resident = (
             self._agenda.nodes.num_pages + np.cumsum(self._agenda.missing_node_pages(ranks))
         ) * size
@@ -406,6 +411,7 @@ class Scheduler:
         table.computed[slot] = num_cached
         table.own_start[slot] = own_start
         table.expected[slot] = self._expected_tokens(sequence)
+        table.longest[slot] = sequence.max_num_tokens
         table.rank[slot] = rank
         table.leaf[slot] = self._agenda.leaf(rank)
         table.last_token[slot] = sequence.tokens(known - 1, known)[0]

@@ -35,6 +35,7 @@ class SlotTable:
         self.computed = np.zeros(num_slots, np.int64)  # [slots] tokens
         self.own_start = np.zeros(num_slots, np.int64)  # [slots] token position
         self.expected = np.zeros(num_slots, np.int64)  # [slots] tokens when it will have finished
+        self.longest = np.zeros(num_slots, np.int64)  # [slots] tokens that it may have at most
         self.rank = np.zeros(num_slots, np.int64)  # [slots] place in the planned order
         self.leaf = np.zeros(num_slots, np.int64)  # [slots] place among the tree's leaves
         self.last_token = np.zeros(num_slots, np.int32)  # [slots] token id
@@ -96,6 +97,7 @@ class SlotTable:
         self.computed = _grown(self.computed, (num_slots,), 0)
         self.own_start = _grown(self.own_start, (num_slots,), 0)
         self.expected = _grown(self.expected, (num_slots,), 0)
+        self.longest = _grown(self.longest, (num_slots,), 0)
         self.rank = _grown(self.rank, (num_slots,), 0)
         self.leaf = _grown(self.leaf, (num_slots,), 0)
         self.last_token = _grown(self.last_token, (num_slots,), 0)

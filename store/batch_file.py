@@ -84,7 +84,8 @@ class LineChecker:
 
     def _checked(self, number: int, offset: int, raw: bytes) -> BatchLine:
         try:
-            record = json.loads(raw)
+            # `json` would guess at other encodings, and take NaN.
+            record = json.loads(raw.decode(), parse_constant=_refuse_constant)
         except (ValueError, RecursionError):
             raise _BadLine(
                 "invalid_json_line", "This line is not parseable as valid JSON."
@@ -198,6 +199,10 @@ class LineChecker:
             raise _BadLine(
                 "invalid_request", f"{name.capitalize()} parameter is required.", f"body.{name}"
             )
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
 
 
 class _BadLine(Exception):  # noqa: N818  # carries an error to `check`, and no further

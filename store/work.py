@@ -6,9 +6,9 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import islice
-from typing import Any
+from typing import Any, BinaryIO
 
-from sqlalchemy import and_, delete, func, insert, or_, select, update
+from sqlalchemy import Row, Select, and_, delete, func, insert, or_, select, update
 
 from trunkline.store.blobs import BlobStore
 from trunkline.store.database import Database, new_id
@@ -93,31 +93,43 @@ class Work:
         Raises:
             FileNotFoundError: the input file's bytes are gone.
         """
-        with self._database.read() as connection:
-            key = connection.execute(
-                select(files.c.blob_key).where(files.c.id == claim.input_file_id)
-            ).scalar()
-        if key is None:
-            raise FileNotFoundError(f"the input file {claim.input_file_id} is gone")
-        query = (
-            select(batch_requests)
-            .outerjoin(outcomes)
-            .where(batch_requests.c.batch_id == claim.batch_id, outcomes.c.line.is_(None))
-            .order_by(batch_requests.c.line)
-            .limit(CHUNK_ROWS)
-        )
+        query = _without_outcome(claim, batch_requests).limit(CHUNK_ROWS)
         after_line = 0
-        with self._blobs.open(key) as blob:
+        with self._blobs.open(self._input_key(claim)) as blob:
             while True:
                 with self._database.read() as connection:
                     rows = connection.execute(query.where(batch_requests.c.line > after_line)).all()
                 for row in rows:
-                    blob.seek(row.offset)
-                    body = json.loads(blob.read(row.num_bytes))["body"]
-                    yield RequestRow(claim.batch_id, row.line, row.custom_id, body)
+                    yield _request(row, blob)
                 if len(rows) < CHUNK_ROWS:
                     return
                 after_line = rows[-1].line
+
+    def unfinished_lines(self, claim: Claim) -> list[int]:
+        """The numbers of the lines without an outcome; needs no input file."""
+        query = _without_outcome(claim, batch_requests.c.line)
+        with self._database.read() as connection:
+            return list(connection.execute(query).scalars())
+
+    def finished_lengths(self, claim: Claim, limit: int) -> list[tuple[RequestRow, int]]:
+        """Some requests that were answered, and the tokens that each answer has.
+
+        Raises:
+            FileNotFoundError: the input file's bytes are gone.
+        """
+        query = (
+            select(batch_requests, outcomes.c.num_output_tokens)
+            .join(outcomes)
+            .where(batch_requests.c.batch_id == claim.batch_id, outcomes.c.status_code == 200)
+            .order_by(batch_requests.c.line.desc())
+            .limit(limit)
+        )
+        with self._database.read() as connection:
+            rows = connection.execute(query).all()
+        if not rows:
+            return []
+        with self._blobs.open(self._input_key(claim)) as blob:
+            return [(_request(row, blob), row.num_output_tokens) for row in rows]
 
     def commit(self, claim: Claim, new: Iterable[Outcome], now: int) -> int:
         """Store outcomes and raise the batch's counts; a line that has one keeps it.
@@ -198,3 +210,33 @@ class Work:
         """Give the lease back, unless it was lost."""
         with self._database.write() as connection:
             release(connection, claim)
+
+    def _input_key(self, claim: Claim) -> str:
+        """The key of the input file's blob.
+
+        Raises:
+            FileNotFoundError: there is no such file any more.
+        """
+        query = select(files.c.blob_key).where(files.c.id == claim.input_file_id)
+        with self._database.read() as connection:
+            key: str | None = connection.execute(query).scalar()
+        if key is None:
+            raise FileNotFoundError(f"the input file {claim.input_file_id} is gone")
+        return key
+
+
+def _without_outcome(claim: Claim, *columns: Any) -> Select[Any]:
+    """The claimed batch's requests that have no outcome, by line."""
+    return (
+        select(*columns)
+        .select_from(batch_requests)
+        .outerjoin(outcomes)
+        .where(batch_requests.c.batch_id == claim.batch_id, outcomes.c.line.is_(None))
+        .order_by(batch_requests.c.line)
+    )
+
+
+def _request(row: Row[Any], blob: BinaryIO) -> RequestRow:
+    blob.seek(row.offset)
+    body = json.loads(blob.read(row.num_bytes))["body"]
+    return RequestRow(row.batch_id, row.line, row.custom_id, body)

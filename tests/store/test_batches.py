@@ -90,6 +90,27 @@ def test_requests_are_read_from_the_input_file(store: Any) -> None:
     assert [row.line for row in store.work.unfinished(claim)] == [1]
 
 
+def test_what_was_answered_tells_how_long_answers_are(store: Any) -> None:
+    claim = store.claimed(num_lines=4)
+    assert store.work.finished_lengths(claim, 10) == []
+    store.work.commit(claim, [answer(1), answer(2, 400), answer(3)], NOW)
+    found = store.work.finished_lengths(claim, 10)
+    assert [(row.line, row.body, tokens) for row, tokens in found] == [
+        (3, {"prompt": "é3"}, 3),
+        (1, {"prompt": "é1"}, 3),
+    ]
+    assert len(store.work.finished_lengths(claim, 1)) == 1
+
+
+def test_lines_whose_input_file_is_gone(store: Any) -> None:
+    claim = store.claimed(num_lines=3)
+    store.work.commit(claim, [answer(2)], NOW)
+    store.blobs.delete(store.files.get(claim.input_file_id).blob_key)
+    with pytest.raises(FileNotFoundError):
+        list(store.work.unfinished(claim))
+    assert store.work.unfinished_lines(claim) == [1, 3]
+
+
 @pytest.mark.parametrize("status", list(BatchStatus))
 def test_cancel_in_every_status(store: Any, status: BatchStatus) -> None:
     batch = store.accepted()

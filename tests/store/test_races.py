@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, suppress
 from typing import Any
+
+import pytest
 
 from trunkline.store.batches import Batches
 from trunkline.store.database import Database
@@ -40,21 +42,26 @@ def test_no_batch_is_held_by_two_engines(store: Any, database_url: str) -> None:
     held: list[str] = []
 
     def work(name: str) -> None:
-        database = Database.open(database_url)
-        work = Work(database, store.blobs)
-        while (claim := work.claim(name, [MODEL], NOW, 600)) is not None:
-            held.append(claim.batch_id)
-            assert work.commit(claim, [Outcome(1, 200, "{}")], NOW) == 1
-            assert work.finish(claim, NOW)
-        database.close()
+        with closing(Database.open(database_url)) as database:
+            work = Work(database, store.blobs)
+            while (claim := work.claim(name, [MODEL], NOW, 600)) is not None:
+                held.append(claim.batch_id)
+                assert work.commit(claim, [Outcome(1, 200, "{}")], NOW) == 1
+                assert work.finish(claim, NOW)
 
     run_at_once(lambda name=f"engine {i}": work(name) for i in range(4))
     assert len(held) == len(set(held)), "two held one batch"
     assert set(held) == ids
 
 
-def test_no_batch_is_created_on_a_file_that_is_being_deleted(store: Any, database_url: str) -> None:
-    other = Database.open(database_url)
+@pytest.fixture
+def other(database_url: str) -> Iterator[Database]:
+    """The same database, as another process has it."""
+    with closing(Database.open(database_url)) as database:
+        yield database
+
+
+def test_no_batch_is_created_on_a_file_that_is_being_deleted(store: Any, other: Database) -> None:
     for round_number in range(30):
         file = store.file(expires_at=NOW)
         new = NewBatch("/v1/completions", file.id, "24h", NOW + 9, None, None)
@@ -74,4 +81,3 @@ def test_no_batch_is_created_on_a_file_that_is_being_deleted(store: Any, databas
 
         run_at_once([create, sweep if round_number % 2 else delete])
         assert len(created) + len(removed) == 1
-    other.close()
