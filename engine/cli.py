@@ -139,6 +139,9 @@ def plan(
     config: EngineConfig,
     input_path: Annotated[Path, typer.Argument(metavar="IN.JSONL", help="Batch file.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    picture: Annotated[
+        Path | None, typer.Option(help="Draw the prefix tree as an icicle plot, PNG.")
+    ] = None,
     hardware: Annotated[
         str | None, typer.Option(help=f"How long it would take on {', '.join(HARDWARE)}.")
     ] = None,
@@ -147,17 +150,25 @@ def plan(
     ] = "llama-3.1-8b",
 ) -> None:
     """What prefix sharing will save on a batch file, before anything runs."""
-    from trunkline.engine.offline import OfflineError, plan_file  # noqa: PLC0415  # see `engine`
+    from trunkline.engine.icicle import draw_icicle  # noqa: PLC0415  # see `engine`
+    from trunkline.engine.offline import OfflineError, plan_file  # noqa: PLC0415
 
     try:
-        savings, items = plan_file(config, input_path)
+        planned = plan_file(config, input_path)
     except OfflineError as error:
         typer.echo(f"trunkline: {error}", err=True)
         raise typer.Exit(1) from None
+    savings = planned.savings
     typer.echo(json.dumps(savings.as_json(), indent=2) if as_json else savings.summary())
+    if picture is not None:
+        title = (
+            f"{savings.prompts:,} prompts, {savings.logical_tokens:,} tokens, "
+            f"{savings.saved_share:.1%} saved"
+        )
+        draw_icicle(planned.tree, picture, title)
     if hardware is not None:
         print_simulations(
-            items,
+            planned.items,
             HARDWARE[_known("hardware", hardware, HARDWARE)],
             MODEL_SHAPES[_known("model-shape", model_shape, MODEL_SHAPES)],
             (PLANNED, FCFS_LRU),

@@ -34,7 +34,7 @@ from trunkline.engine.config import EngineConfig
 from trunkline.engine.default_model import resolve_model
 from trunkline.engine.model.config import load_config
 from trunkline.engine.outcome import answered, refused
-from trunkline.engine.prefix_tree import Prompts
+from trunkline.engine.prefix_tree import PrefixTree, Prompts
 from trunkline.engine.savings import Savings, estimate_savings
 from trunkline.engine.simulation.workloads import WorkItem
 from trunkline.engine.tokenizer import Tokenizer
@@ -233,8 +233,17 @@ def _answer(
     stats.steps = scheduler.num_steps
 
 
-def plan_file(config: EngineConfig, source: Path) -> tuple[Savings, list[WorkItem]]:
-    """What sharing will save on the batch file `source`, and its requests for the simulator.
+@dataclass(frozen=True)
+class FilePlan:
+    """What there is to know about a batch file before it runs."""
+
+    savings: Savings
+    tree: PrefixTree
+    items: list[WorkItem]  # its requests, for the simulator
+
+
+def plan_file(config: EngineConfig, source: Path) -> FilePlan:
+    """Plan the batch file `source`.
 
     Raises:
         OfflineError: the file cannot be used.
@@ -247,13 +256,14 @@ def plan_file(config: EngineConfig, source: Path) -> tuple[Savings, list[WorkIte
     admitted = [item for item in admission.admit(lines) if isinstance(item, Request)]
     tokenize_seconds = time.perf_counter() - started
     sequences = [sequence for request in admitted for sequence in request.sequences]
-    savings = estimate_savings(
+    savings, tree = estimate_savings(
         Prompts.from_lists([sequence.prompt for sequence in sequences]),
         config.page_size,
         sum(sequence.sampling.max_tokens for sequence in sequences),
         tokenize_seconds,
     )
-    return savings, [WorkItem(s.prompt, s.sampling.max_tokens) for s in sequences]
+    items = [WorkItem(s.prompt, s.sampling.max_tokens) for s in sequences]
+    return FilePlan(savings, tree, items)
 
 
 def _read_lines(source: Path) -> list[Line]:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from trunkline.engine.grouping import exact_groups, greedy_groups, saved_tokens
-from trunkline.engine.prefix_tree import Prompts, build_prefix_tree
+from trunkline.engine.prefix_tree import PrefixTree, Prompts, build_prefix_tree
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,15 @@ class Savings:
 
 def estimate_savings(
     prompts: Prompts, page_size: int, output_tokens: int, tokenize_seconds: float
-) -> Savings:
+) -> tuple[Savings, PrefixTree]:
     """Plan `prompts` and count.
 
     Args:
         output_tokens: the most tokens that all prompts together may generate.
         tokenize_seconds: what it took to get the prompts' tokens; reported as it is.
+
+    Returns:
+        The numbers, and the tree that they were counted on.
     """
     started = time.perf_counter()
     tree = build_prefix_tree(prompts, page_size)
@@ -62,7 +65,7 @@ def estimate_savings(
     exact = saved_tokens(tree, groups)
     greedy = saved_tokens(tree, greedy_groups(tree))
     unique = tree.unique_tokens
-    return Savings(
+    savings = Savings(
         prompts=len(prompts),
         logical_tokens=logical,
         unique_tokens=unique,
@@ -75,3 +78,4 @@ def estimate_savings(
         tokenize_seconds=tokenize_seconds,
         plan_seconds=time.perf_counter() - started,
     )
+    return savings, tree
