@@ -34,6 +34,7 @@ print(len(modules))
 LATE_IMPORTS = {
     ("engine/cli.py", "trunkline.engine.service"): "torch; --help must be quick",
     ("engine/cli.py", "trunkline.engine.offline"): "torch; --help must be quick",
+    ("engine/cli.py", "trunkline.engine.icicle"): "Pillow, which the server has not",
     (
         "server/cli.py",
         "trunkline.server.demo.run",
