@@ -11,7 +11,8 @@ from pathlib import Path
 
 import typer
 import uvicorn
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from trunkline.options import EXIT_BAD_CONFIG, ConfigError, with_options
 from trunkline.server.app import create_app
@@ -70,7 +71,9 @@ def serve(config: ServeSettings, context: typer.Context) -> None:
             has_bad_config = True
             running.should_exit = True
 
-        supervisor = EngineSupervisor([*_engine_arguments(config), *context.args], give_up)
+        supervisor = EngineSupervisor(
+            [*_engine_arguments(config), *context.args], _engine_environment(config), give_up
+        )
         _stop_on_signals(running)
         supervisor.start()
         try:
@@ -111,7 +114,16 @@ def _upgrade(location: StoreLocation) -> None:
         upgrade(location.url)
     except (SQLAlchemyError, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"the database at {location.url} cannot be used: {reason}") from None
+        raise ConfigError(
+            f"the database at {_without_password(location.url)} cannot be used: {reason}"
+        ) from None
+
+
+def _without_password(url: str) -> str:
+    try:
+        return make_url(url).render_as_string(hide_password=True)
+    except (ArgumentError, ValueError):
+        return f"{url.partition('://')[0]}://***"  # where in it a password is cannot be told
 
 
 def _make_server(config: ServerSettings, expected_models: tuple[str, ...]) -> Server:
@@ -136,16 +148,18 @@ def _stop_on_signals(running: Server) -> None:
 
 
 def _engine_arguments(config: ServeSettings) -> list[str]:
-    arguments = [
+    return [
         *("--model", config.model),
         *("--served-model-name", config.served_name),
         *("--device", config.device),
         *("--data-dir", str(config.data_dir)),
         *("--engine-name", f"engine-of-{config.data_dir.resolve()}"),
     ]
-    if config.database_url:
-        arguments += ["--database-url", config.database_url]
-    return arguments
+
+
+def _engine_environment(config: ServeSettings) -> dict[str, str]:
+    # The URL may hold a password, and everyone on the machine can read a process's arguments.
+    return {"TRUNKLINE_DATABASE_URL": config.database_url} if config.database_url else {}
 
 
 @contextmanager

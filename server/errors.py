@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from sqlalchemy.exc import DataError
 from starlette.exceptions import HTTPException
 
 from trunkline.store.errors import IllegalTransition, InUse, NotFound, UnknownCursor
@@ -105,6 +106,7 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_exception_handler(DataError, _on_data_error)
     for kind in (NotFound, UnknownCursor, IllegalTransition, InUse):
         app.add_exception_handler(kind, _on_store_error)
 
@@ -134,6 +136,13 @@ async def _on_validation_error(_: Request, error: Exception) -> JSONResponse:
     name = str(first["loc"][-1])
     return error_response(
         invalid_value(name, f"Invalid value for '{name}': {first['msg']}, got {first['input']!r}.")
+    )
+
+
+async def _on_data_error(_: Request, __: Exception) -> JSONResponse:
+    """PostgreSQL cannot even look for a NUL character."""
+    return error_response(
+        ApiError(400, "A value in this request holds a NUL character, which is not allowed.")
     )
 
 

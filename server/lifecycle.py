@@ -7,16 +7,15 @@ is begun again by this server or another one.
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeoutError
+from concurrent.futures import Future, wait
 from concurrent.futures.process import BrokenProcessPool
 
-from trunkline.server.jobs import Job, run_job
+from trunkline.server.jobs import Job
 from trunkline.server.settings import ServerSettings
+from trunkline.server.worker import Worker
 from trunkline.store.blobs import BlobStore
 from trunkline.store.closing import Closing
 from trunkline.store.errors import LeaseLost
@@ -53,7 +52,7 @@ class Lifecycle:
         self._stopping = threading.Event()
         self._wake = threading.Event()
         self._thread = threading.Thread(target=self._run, name="lifecycle", daemon=True)
-        self._pool: ProcessPoolExecutor | None = None
+        self._worker = Worker()
         self._next_sweep = 0.0
 
     def start(self) -> None:
@@ -65,12 +64,11 @@ class Lifecycle:
         self._wake.set()
 
     def stop(self) -> None:
-        """Stop after the work under way; what a job had begun is begun again later."""
+        """Stop at once; what a job had begun is begun again by the next server."""
         self._stopping.set()
         self._wake.set()
+        self._worker.stop()
         self._thread.join()
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
 
     def _run(self) -> None:
         while not self._stopping.is_set():
@@ -121,7 +119,14 @@ class Lifecycle:
             output_expires_seconds=settings.output_expires_seconds,
         )
         started = time.monotonic()
-        status = self._wait(self._submit(job), claim)
+        try:
+            status = self._wait(self._worker.submit(job), claim)
+        except BrokenProcessPool:
+            if not self._stopping.is_set():
+                self._worker.replace()
+                raise
+            self._closing.release(claim)
+            return
         logger.info(
             "batch %s: %s -> %s in %.1f s",
             claim.batch_id,
@@ -130,28 +135,14 @@ class Lifecycle:
             time.monotonic() - started,
         )
 
-    def _submit(self, job: Job) -> Future[BatchStatus | None]:
-        if self._pool is None:
-            # A fresh interpreter: the server's threads and sockets do not go with it.
-            context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(max_workers=1, mp_context=context)
-        try:
-            return self._pool.submit(run_job, job)
-        except BrokenProcessPool:
-            self._pool = None
-            raise
-
     def _wait(self, future: Future[BatchStatus | None], claim: Claim) -> BatchStatus | None:
         """Wait for a job, and keep its lease meanwhile."""
         lease_seconds = self._settings.server_lease_seconds
-        while True:
+        while not wait([future], timeout=lease_seconds / 4).done:
             try:
-                return future.result(timeout=lease_seconds / 4)
-            except FutureTimeoutError:
-                try:
-                    self._closing.heartbeat(claim, time.time(), lease_seconds)
-                except LeaseLost:
+                self._closing.heartbeat(claim, time.time(), lease_seconds)
+            except LeaseLost:
+                # A job that has just ended has given its lease back.
+                if not wait([future], timeout=1).done:
                     logger.warning("batch %s: its lease was lost", claim.batch_id)
-            except BrokenProcessPool:
-                self._pool = None
-                raise
+        return future.result()

@@ -22,6 +22,22 @@ DEFAULT_FILENAME = "upload"
 UTF8_BOM = b"\xef\xbb\xbf"
 
 
+@dataclass(frozen=True)
+class SizeLimits:
+    """How many bytes an upload may have."""
+
+    max_file_bytes: int
+    max_batch_file_bytes: int
+
+    def check(self, purpose: str | None, num_bytes: int) -> None:
+        """Raise ApiError if so many bytes are too many. An unknown purpose may be any."""
+        maximum = self.max_file_bytes
+        if purpose == "batch":
+            maximum = min(maximum, self.max_batch_file_bytes)
+        if num_bytes > maximum:
+            raise too_large(maximum)
+
+
 @dataclass
 class UploadForm:
     """What a multipart upload holds besides the bytes of its file."""
@@ -36,7 +52,7 @@ async def read_upload(
     content_type: str | None,
     body: AsyncIterator[bytes],
     writer: BlobWriter,
-    max_file_bytes: int,
+    limits: SizeLimits,
 ) -> UploadForm:
     """Read a multipart body; the part named "file" goes to `writer`.
 
@@ -51,7 +67,7 @@ async def read_upload(
             f"The content type is {content_type!r}; an upload must be multipart/form-data with "
             "a boundary.",
         )
-    receiver = _Receiver(writer, max_file_bytes)
+    receiver = _Receiver(writer, limits)
     parser = MultipartParser(
         boundary,
         {
@@ -81,11 +97,11 @@ async def read_upload(
 class _Receiver:
     """Callbacks of the parser."""
 
-    def __init__(self, writer: BlobWriter, max_file_bytes: int) -> None:
+    def __init__(self, writer: BlobWriter, limits: SizeLimits) -> None:
         self.form = UploadForm()
         self.is_complete = False
         self._writer = writer
-        self._max_file_bytes = max_file_bytes
+        self._limits = limits
         self._header_name = b""
         self._header_value = b""
         self._headers: dict[bytes, bytes] = {}
@@ -133,8 +149,7 @@ class _Receiver:
             self._field += part
 
     def _file_data(self, part: bytes) -> None:
-        if self._writer.num_bytes + len(part) > self._max_file_bytes:
-            raise too_large(self._max_file_bytes)
+        self._limits.check(self.form.fields.get("purpose"), self._writer.num_bytes + len(part))
         if not self.form.first_bytes:
             start = part.removeprefix(UTF8_BOM) if not self._writer.num_bytes else part
             self.form.first_bytes = start.lstrip()[:1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
 from typing import Any
 
 from trunkline.server.errors import (
@@ -12,7 +12,7 @@ from trunkline.server.errors import (
     json_type,
     missing_parameter,
 )
-from trunkline.store.batch_file import ENDPOINTS
+from trunkline.store.batch_file import ENDPOINTS, UNSTORABLE, parse_json
 from trunkline.store.errors import NotFound
 from trunkline.store.files import Files
 from trunkline.store.records import NewBatch
@@ -29,9 +29,16 @@ def parse_new_batch(raw: bytes, files: Files, expires_at: int) -> NewBatch:
         ApiError: something is missing, wrong or not there.
     """
     try:
-        body = json.loads(raw)
+        body = parse_json(raw)
+        is_storable = not any(map(UNSTORABLE.search, _strings(body)))
     except (ValueError, RecursionError):
         raise ApiError(400, "The body of this request is not valid JSON.") from None
+    if not is_storable:
+        raise ApiError(
+            400,
+            "The body of this request holds a NUL character or half of a surrogate pair; neither "
+            "is allowed.",
+        )
     if not isinstance(body, dict):
         raise ApiError(400, f"The body of this request is {json_type(body)}, not an object.")
     for name in ("input_file_id", "endpoint", "completion_window"):
@@ -61,6 +68,19 @@ def parse_new_batch(raw: bytes, files: Files, expires_at: int) -> NewBatch:
         metadata=metadata,
         output_expires_after_seconds=output_expires,
     )
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """All strings in a JSON value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for item in value:
+            yield from _strings(item)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield key
+            yield from _strings(item)
 
 
 def _check_input_file(files: Files, file_id: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from trunkline.server.errors import error_response, internal_error
@@ -37,6 +38,8 @@ class RequestIdMiddleware:
 
         try:
             await self._app(scope, receive, send_with_id)
+        except ClientDisconnect:
+            logger.info("%s %s: the client went away", scope["method"], scope["path"])
         except Exception:
             logger.exception("%s %s failed (%s)", scope["method"], scope["path"], request_id)
             if has_started:

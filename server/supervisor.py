@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from trunkline.options import EXIT_BAD_CONFIG
 
@@ -25,17 +25,24 @@ STOP_SECONDS = 30.0
 class EngineSupervisor:
     """Starts the engine, and again when it dies, after a pause that grows."""
 
-    def __init__(self, arguments: Sequence[str], on_bad_config: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        on_bad_config: Callable[[], None],
+    ) -> None:
         """Supervise `trunkline engine ARGUMENTS`.
 
         Args:
             arguments: of the engine.
+            environment: variables of the engine beside this process's own.
             on_bad_config: called when the engine says that its configuration cannot work.
         """
         self._command = [
             *(sys.executable, "-m", "trunkline", "engine", *arguments),
             *("--parent-pid", str(os.getpid())),
         ]
+        self._environment = {**os.environ, **environment}
         self._on_bad_config = on_bad_config
         self._stopping = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
@@ -68,7 +75,9 @@ class EngineSupervisor:
     def _run_once(self) -> int:
         """Run the engine until it ends or `stop` is called; its exit status."""
         # In a session of its own: Ctrl-C reaches the server alone, which then stops the engine.
-        with subprocess.Popen(self._command, start_new_session=True) as process:
+        with subprocess.Popen(
+            self._command, env=self._environment, start_new_session=True
+        ) as process:
             while process.poll() is None:
                 if self._stopping.wait(0.1):
                     process.terminate()

@@ -27,7 +27,20 @@ UTF8_BOM = b"\xef\xbb\xbf"
 MAX_CUSTOM_ID_CHARACTERS = 512
 
 # What JSON can spell, but neither UTF-8 nor PostgreSQL can hold.
-_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
+UNSTORABLE = re.compile("[\0\ud800-\udfff]")
+
+
+def parse_json(raw: bytes) -> Any:
+    """JSON as its standard has it; `json` alone would guess at other encodings, and take NaN.
+
+    Raises:
+        ValueError, RecursionError: it is not JSON, or nested too deeply.
+    """
+    return json.loads(raw.decode(), parse_constant=_refuse_constant)
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +97,7 @@ class LineChecker:
 
     def _checked(self, number: int, offset: int, raw: bytes) -> BatchLine:
         try:
-            # `json` would guess at other encodings, and take NaN.
-            record = json.loads(raw.decode(), parse_constant=_refuse_constant)
+            record = parse_json(raw)
         except (ValueError, RecursionError):
             raise _BadLine(
                 "invalid_json_line", "This line is not parseable as valid JSON."
@@ -129,7 +141,7 @@ class LineChecker:
                 "are allowed.",
                 "custom_id",
             )
-        if _UNSTORABLE.search(value):
+        if UNSTORABLE.search(value):
             raise _BadLine(
                 "invalid_custom_id",
                 "The custom_id holds a NUL character or half of a surrogate pair; neither is "
@@ -172,7 +184,7 @@ class LineChecker:
             raise _BadLine("invalid_request", "Model parameter is required.", "body.model")
         if not isinstance(model, str):
             raise _wrong_type("body.model", "a string", model)
-        if _UNSTORABLE.search(model):
+        if UNSTORABLE.search(model):
             raise _BadLine(
                 "invalid_request",
                 "The model's name holds a NUL character or half of a surrogate pair; neither is "
@@ -199,10 +211,6 @@ class LineChecker:
             raise _BadLine(
                 "invalid_request", f"{name.capitalize()} parameter is required.", f"body.{name}"
             )
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
 
 
 class _BadLine(Exception):  # noqa: N818  # carries an error to `check`, and no further

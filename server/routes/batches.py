@@ -7,16 +7,29 @@ from typing import Annotated, Any
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Query, Request
 
+from trunkline.server.errors import ApiError
 from trunkline.server.new_batch import parse_new_batch
+from trunkline.server.routes.lists import Cursor
 from trunkline.server.state import State, StateOf
 from trunkline.server.wire import batch_object, page_object
 
 router = APIRouter(prefix="/v1/batches")
 
+# The longest metadata take 40 kB, or some times that when every character is escaped.
+MAX_BODY_BYTES = 1024 * 1024
+
 
 @router.post("")
 async def create(request: Request, state: StateOf) -> dict[str, Any]:
-    return await run_sync(_create, state, await request.body())
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BODY_BYTES:
+            raise ApiError(
+                413,
+                f"The body of this request is longer than the maximum of {MAX_BODY_BYTES} bytes.",
+            )
+    return await run_sync(_create, state, body)
 
 
 def _create(state: State, body: bytes) -> dict[str, Any]:
@@ -31,7 +44,7 @@ def _create(state: State, body: bytes) -> dict[str, Any]:
 def list_batches(
     state: StateOf,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    after: str | None = None,
+    after: Cursor = None,
 ) -> dict[str, Any]:
     return page_object(state.batches.list(limit, after), batch_object)
 

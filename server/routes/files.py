@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Annotated, Any, BinaryIO, Literal
 from urllib.parse import quote
@@ -11,9 +12,17 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import StreamingResponse
 
 from trunkline.server.errors import ApiError, invalid_value, missing_parameter
-from trunkline.server.multipart import MAX_FIELD_BYTES, UploadForm, read_upload, too_large
+from trunkline.server.multipart import (
+    MAX_FIELD_BYTES,
+    SizeLimits,
+    UploadForm,
+    read_upload,
+    too_large,
+)
+from trunkline.server.routes.lists import Cursor
 from trunkline.server.state import State, StateOf
 from trunkline.server.wire import file_object, page_object
+from trunkline.store.errors import NotFound
 from trunkline.store.records import NewFile, StoredBlob
 
 router = APIRouter(prefix="/v1/files")
@@ -31,19 +40,17 @@ async def upload(request: Request, state: StateOf) -> dict[str, Any]:
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > state.settings.max_file_bytes + MAX_OVERHEAD_BYTES:
         raise too_large(state.settings.max_file_bytes)
+    limits = SizeLimits(state.settings.max_file_bytes, state.settings.max_batch_file_bytes)
     with state.blobs.writer() as writer:
         form = await read_upload(
-            request.headers.get("content-type"),
-            request.stream(),
-            writer,
-            state.settings.max_file_bytes,
+            request.headers.get("content-type"), request.stream(), writer, limits
         )
-        check_upload(form, writer.num_bytes, state)
+        check_upload(form, writer.num_bytes, limits)
         blob = await run_sync(writer.commit)
     return await run_sync(_create, state, form, blob)
 
 
-def check_upload(form: UploadForm, num_bytes: int, state: State) -> None:
+def check_upload(form: UploadForm, num_bytes: int, limits: SizeLimits) -> None:
     """Raise ApiError unless the upload's purpose, size and content go together."""
     purpose = form.fields.get("purpose")
     if purpose is None:
@@ -55,8 +62,8 @@ def check_upload(form: UploadForm, num_bytes: int, state: State) -> None:
         )
     if purpose != "batch":
         return
-    if num_bytes > state.settings.max_batch_file_bytes:
-        raise too_large(state.settings.max_batch_file_bytes)
+    # A client that sends the file before its purpose is told only now.
+    limits.check(purpose, num_bytes)
     # Many clients send no name or another one, so a file is refused only when its content is not
     # JSON objects either.
     if num_bytes and form.first_bytes != b"{" and not form.filename.endswith(".jsonl"):
@@ -86,9 +93,10 @@ def _expires_after_seconds(fields: dict[str, str]) -> int | None:
             "expires_after.anchor",
             f"Invalid value for 'expires_after.anchor': expected 'created_at', got {anchor!r}.",
         )
+    # Seven digits are enough, and int() refuses some thousands of them.
     if (
         seconds is None
-        or not seconds.isdecimal()
+        or not re.fullmatch("[0-9]{1,7}", seconds)
         or not MIN_EXPIRES_SECONDS <= int(seconds) <= MAX_EXPIRES_SECONDS
     ):
         raise invalid_value(
@@ -105,7 +113,7 @@ def list_files(
     purpose: str | None = None,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
     order: Literal["asc", "desc"] = "desc",
-    after: str | None = None,
+    after: Cursor = None,
 ) -> dict[str, Any]:
     return page_object(state.files.list(purpose, limit, order, after), file_object)
 
@@ -125,7 +133,10 @@ def delete(file_id: str, state: StateOf) -> dict[str, Any]:
 @router.get("/{file_id}/content")
 def content(file_id: str, state: StateOf) -> StreamingResponse:
     file = state.files.get(file_id)
-    blob = state.blobs.open(file.blob_key)
+    try:
+        blob = state.blobs.open(file.blob_key)
+    except FileNotFoundError:  # deleted since it was looked up
+        raise NotFound("file", file_id) from None
     return StreamingResponse(
         _chunks(blob),
         media_type="application/octet-stream",

@@ -1,0 +1,265 @@
+"""A live server in a process of its own, on each kind of database, and an engine that answers."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+from string import ascii_lowercase
+from typing import Any, TypeVar
+
+import httpx
+import openai
+import pytest
+from openai.types import Batch, FileObject
+
+from trunkline.store.blobs import DiskBlobs
+from trunkline.store.database import Database
+from trunkline.store.migrate import upgrade
+from trunkline.store.records import Claim, EngineRecord, Outcome, RequestRow
+from trunkline.store.work import Work
+
+T = TypeVar("T")
+
+CHAT = "/v1/chat/completions"
+ENDED = ("completed", "failed", "expired", "cancelled")
+SERVED_NAME = "tiny"  # a model that the server expects; no engine serves it
+
+
+def wait_for(condition: Callable[[], T], seconds: float = 30) -> T:
+    """The first true value of `condition`."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"waited {seconds} s"
+        time.sleep(0.02)
+    return value
+
+
+class FakeEngine:
+    """Works on the store as an engine does, without a model; the answers name their line."""
+
+    def __init__(self, database: Database, blobs_dir: Path) -> None:
+        self.work = Work(database, DiskBlobs(blobs_dir))
+        # Nobody else's, so that it claims only batches of its own test.
+        self.model = "model-" + "".join(random.choices(ascii_lowercase, k=16))
+        now = time.time()
+        self.work.register(
+            EngineRecord(
+                f"engine-of-{self.model}", self.model, "cpu", "float32", int(now), now, 2048, {}
+            )
+        )
+
+    def line(self, custom_id: str, **body: Any) -> dict[str, Any]:
+        """A valid line, with `body` added to its body."""
+        messages = [{"role": "user", "content": "grüß Gott"}]
+        return {
+            "custom_id": custom_id,
+            "method": "POST",
+            "url": CHAT,
+            "body": {"model": self.model, "messages": messages, **body},
+        }
+
+    def lines(self, count: int) -> list[dict[str, Any]]:
+        """The lines request-0, request-1, …"""
+        return [self.line(f"request-{i}") for i in range(count)]
+
+    def claim(self) -> Claim:
+        """Claim the next batch, as soon as there is one."""
+        return wait_for(lambda: self.work.claim(self.model, [self.model], time.time(), 60))
+
+    def answer(self, claim: Claim, limit: int | None = None, failing: Collection[str] = ()) -> None:
+        """Answer the open lines, the first `limit` of them; those `failing` with an error."""
+        rows = list(self.work.unfinished(claim))[:limit]
+        outcomes = [_outcome(row, row.custom_id in failing) for row in rows]
+        self.work.commit(claim, outcomes, int(time.time()))
+
+    def complete(self, claim: Claim, failing: Collection[str] = ()) -> None:
+        """Answer all open lines and let the batch go."""
+        self.answer(claim, failing=failing)
+        assert self.work.finish(claim, int(time.time()))
+
+
+def _outcome(row: RequestRow, is_failure: bool) -> Outcome:
+    if is_failure:
+        error = {"message": "too warm", "type": "invalid_request_error", "param": "temperature"}
+        return Outcome(row.line, 400, json.dumps({"error": {**error, "code": None}}))
+    text = row.body["messages"][0]["content"] if "messages" in row.body else row.body["prompt"]
+    message = {"role": "assistant", "content": f"answer to {row.custom_id}: {text}"}
+    answer = {"object": "chat.completion", "choices": [{"index": 0, "message": message}]}
+    return Outcome(
+        row.line,
+        200,
+        json.dumps(answer),
+        num_prompt_tokens=10,
+        num_cached_tokens=4,
+        num_output_tokens=3,
+        num_reasoning_tokens=1,
+    )
+
+
+class LiveServer:
+    """`trunkline server` on a data folder and a database."""
+
+    def __init__(self, folder: Path, database_url: str, **settings: object) -> None:
+        self.data_dir = folder / "data"
+        self.database_url = database_url
+        self.database = Database.open(database_url)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.base_url = f"http://127.0.0.1:{self.port}"
+        self.http = httpx.Client(base_url=self.base_url, timeout=60)
+        self.client = openai.OpenAI(base_url=f"{self.base_url}/v1", api_key="unused", max_retries=0)
+        self._settings = {
+            "served_model_name": SERVED_NAME,
+            "server_name": "server-under-test",
+            "server_poll_seconds": 0.05,
+            **settings,
+        }
+        self._log_path = folder / "server.log"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def log(self) -> str:
+        return self._log_path.read_text(errors="replace")
+
+    def start(self) -> None:
+        environment = {f"TRUNKLINE_{k.upper()}": str(v) for k, v in self._settings.items()}
+        with self._log_path.open("ab") as log:
+            self.process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "trunkline", "server", "--port", str(self.port)),
+                    *("--data-dir", str(self.data_dir), "--database-url", self.database_url),
+                ],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "PYTHONSAFEPATH": "1", **environment},
+            )
+        wait_for(self._is_ready)
+
+    def _is_ready(self) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, self.log
+        try:
+            return self.http.get("/readyz").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def kill(self) -> None:
+        """SIGKILL to the server's own process alone."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> int:
+        """Ask the server to stop; its exit status."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout=30)
+
+    def close(self) -> None:
+        """End everything."""
+        if self.process is not None and self.process.poll() is None:
+            self.kill()
+        self.http.close()
+        self.client.close()
+        self.database.close()
+
+    def upload(self, content: bytes, **options: Any) -> FileObject:
+        return self.client.files.create(file=("in.jsonl", content), purpose="batch", **options)
+
+    def create(self, content: bytes, endpoint: Any = CHAT, **options: Any) -> Batch:
+        """Create a batch with this input file."""
+        return self.client.batches.create(
+            input_file_id=self.upload(content).id,
+            endpoint=endpoint,
+            completion_window="24h",
+            **options,
+        )
+
+    def wait(self, batch_id: str, *statuses: str) -> Batch:
+        """The batch as soon as it has one of these statuses."""
+
+        def reached() -> Batch | None:
+            batch = self.client.batches.retrieve(batch_id)
+            if batch.status in statuses:
+                return batch
+            assert batch.status not in ENDED, batch
+            return None
+
+        return wait_for(reached)  # type: ignore[return-value]  # None is waited away
+
+    def wait_for_end(self, batch_id: str) -> Batch:
+        return self.wait(batch_id, *ENDED)
+
+    def blobs(self) -> set[Path]:
+        """The files in which uploads and results are kept."""
+        return {path for path in (self.data_dir / "blobs").rglob("*") if path.is_file()}
+
+    def results(self, file_id: str | None) -> list[dict[str, Any]]:
+        """The lines of an output or error file; none if there is no file."""
+        if file_id is None:
+            return []
+        return [json.loads(line) for line in self.client.files.content(file_id).text.splitlines()]
+
+    def errors(self, content: bytes) -> list[tuple[str | None, int | None, str | None]]:
+        """Code, line and parameter of all that is wrong with an input file."""
+        batch = self.wait_for_end(self.create(content).id)
+        assert batch.status == "failed"
+        assert batch.errors is not None
+        assert batch.errors.data is not None
+        return [(error.code, error.line, error.param) for error in batch.errors.data]
+
+
+@pytest.fixture(scope="session", params=["sqlite", "postgres"])
+def server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LiveServer]:
+    """One server for all tests that look only at what they have made themselves."""
+    folder = tmp_path_factory.mktemp("server")
+    if request.param == "sqlite":
+        url = f"sqlite:///{folder / 'test.db'}"
+    else:
+        url = request.getfixturevalue("postgres").create_database()
+    upgrade(url)
+    running = LiveServer(folder, url)
+    running.start()
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def make_engine() -> Callable[[LiveServer], FakeEngine]:
+    """Makes engines beside a server, each for a model of its own."""
+
+    def make(server: LiveServer) -> FakeEngine:
+        return FakeEngine(server.database, server.data_dir / "blobs")
+
+    return make
+
+
+@pytest.fixture
+def engine(server: LiveServer, make_engine: Callable[[LiveServer], FakeEngine]) -> FakeEngine:
+    return make_engine(server)
+
+
+@pytest.fixture
+def make_server(database_url: str, tmp_path: Path) -> Iterator[Callable[..., LiveServer]]:
+    """Starts servers of the test's own, all on one data folder and database."""
+    made: list[LiveServer] = []
+
+    def make(**settings: object) -> LiveServer:
+        made.append(LiveServer(tmp_path, database_url, **settings))
+        made[-1].start()
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()

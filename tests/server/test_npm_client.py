@@ -1,0 +1,156 @@
+"""The official JavaScript client: upload, create, poll, download."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SCRIPT = """
+import fs from "node:fs";
+import OpenAI from "openai";
+
+const client = new OpenAI({ baseURL: process.env.BASE_URL, apiKey: "unused" });
+
+async function step(name, body) {
+  process.stdout.write(JSON.stringify({ step: name, ...body }) + "\\n");
+  await new Promise((resolve) => process.stdin.once("data", resolve));  // the test goes on
+}
+
+const file = await client.files.create({
+  file: fs.createReadStream(process.env.INPUT),
+  purpose: "batch",
+  expires_after: { anchor: "created_at", seconds: 7200 },
+});
+let batch = await client.batches.create({
+  input_file_id: file.id,
+  endpoint: "/v1/chat/completions",
+  completion_window: "24h",
+  metadata: { from: "npm" },
+});
+await step("created", { file, batch });
+while (!["completed", "failed", "expired", "cancelled"].includes(batch.status)) {
+  await new Promise((resolve) => setTimeout(resolve, 50));
+  batch = await client.batches.retrieve(batch.id);
+}
+const output = await (await client.files.content(batch.output_file_id)).text();
+const listed = [];
+for await (const each of client.batches.list({ limit: 1 })) {
+  listed.push(each.id);
+  if (listed.length === 3) break;
+}
+const model = await client.models.retrieve(process.env.MODEL);
+let conflict = null;
+try {
+  await client.batches.cancel(batch.id);
+} catch (error) {
+  conflict = { status: error.status, message: error.message, requestID: error.requestID };
+}
+const second = await client.batches.create({
+  input_file_id: file.id,
+  endpoint: "/v1/chat/completions",
+  completion_window: "24h",
+});
+const cancelled = await client.batches.cancel(second.id);
+await step("done", { batch, output, listed, model, conflict, cancelled });
+process.exit(0);
+"""
+
+
+def missing(reason: str) -> None:
+    """A tool that a desk may lack, and continuous integration may not."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def npm_folder(pytestconfig: pytest.Config) -> Path:
+    """A folder with the client, kept from one test run to the next."""
+    if shutil.which("node") is None or shutil.which("npm") is None:
+        missing("Node.js is not installed")
+    cache = pytestconfig.cache
+    assert cache is not None
+    folder = cache.mkdir("npm-openai-6")
+    if not (folder / "node_modules" / "openai" / "package.json").exists():
+        installed = subprocess.run(
+            ["npm", "install", "--no-audit", "--no-fund", "--prefix", folder, "openai@6"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        if installed.returncode != 0:
+            missing(f"the npm package openai cannot be installed: {installed.stderr}")
+    return folder
+
+
+class Script:
+    """The script at work; it waits after each step until it is told to go on."""
+
+    def __init__(self, folder: Path, **environment: str) -> None:
+        path = folder / "script.mjs"
+        path.write_text(SCRIPT)
+        self.process = subprocess.Popen(
+            ["node", path],
+            cwd=folder,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **environment},
+        )
+
+    def next_step(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, self.process.communicate()[1]
+        step: dict[str, Any] = json.loads(line)
+        return step
+
+    def go_on(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+
+
+def test_from_upload_to_download(
+    server: Any, engine: Any, npm_folder: Path, tmp_path: Path
+) -> None:
+    lines = engine.lines(3)
+    source = tmp_path / "in.jsonl"
+    source.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    script = Script(
+        npm_folder, BASE_URL=f"{server.base_url}/v1", INPUT=str(source), MODEL=engine.model
+    )
+    try:
+        created = script.next_step()
+        file, batch = created["file"], created["batch"]
+        assert (file["filename"], file["bytes"]) == ("in.jsonl", source.stat().st_size)
+        assert file["expires_at"] == file["created_at"] + 7200
+        assert (batch["status"], batch["metadata"]) == ("validating", {"from": "npm"})
+        engine.complete(engine.claim())
+        script.go_on()
+
+        done = script.next_step()
+        assert done["batch"]["status"] == "completed"
+        found = {json.loads(line)["custom_id"] for line in done["output"].splitlines()}
+        assert found == {line["custom_id"] for line in lines}
+        assert done["listed"][0] == batch["id"]
+        assert len(set(done["listed"])) == len(done["listed"])
+        assert done["model"]["id"] == engine.model
+        assert done["conflict"]["status"] == 409
+        assert "Cannot cancel a batch with status 'completed'." in done["conflict"]["message"]
+        assert done["conflict"]["requestID"].startswith("req_")
+        assert done["cancelled"]["status"] in {"cancelling", "cancelled"}
+        script.go_on()
+        assert script.process.wait(timeout=30) == 0
+    finally:
+        script.process.kill()
+        script.process.communicate()
