@@ -41,7 +41,9 @@ def run_job(job: Job) -> BatchStatus | None:
     try:
         worker = _Worker(job, database)
         with suppress(LeaseLost):
-            if job.claim.status is BatchStatus.VALIDATING:
+            # A batch that was cancelled before it was validated is validated all the same: its
+            # lines have to be known to have an outcome each.
+            if job.claim.num_total == 0:
                 worker.validate()
             else:
                 worker.close()

@@ -118,20 +118,14 @@ class Closing:
             )
 
     def expire_due(self, now: int) -> int:
-        """Let every batch whose window is over go on to its end; how many there were."""
-        is_due = batches.c.expires_at <= now
+        """Let every running batch whose window is over go on to its end; how many there were."""
         with self._database.write() as connection:
             running = connection.execute(
                 update(batches)
-                .where(batches.c.status == BatchStatus.IN_PROGRESS, is_due)
+                .where(batches.c.status == BatchStatus.IN_PROGRESS, batches.c.expires_at <= now)
                 .values(status=BatchStatus.FINALIZING, finalizing_at=now, **NO_LEASE)
             )
-            unread = connection.execute(
-                update(batches)
-                .where(batches.c.status == BatchStatus.VALIDATING, is_due)
-                .values(status=BatchStatus.EXPIRED, expired_at=now, **NO_LEASE)
-            )
-        return running.rowcount + unread.rowcount
+        return running.rowcount
 
     def close_unfinished(self, claim: Claim, now: int) -> int:
         """Give every line without an outcome one that says why it was not run; how many.

@@ -18,15 +18,15 @@ class BatchStatus(StrEnum):
     CANCELLED = "cancelled"
 
 
-# A batch whose window is over while it runs goes through finalizing, where its unfinished lines
-# get their outcome; it ends as expired if there are any.
+# A batch whose window is over goes through finalizing, where its unfinished lines get their
+# outcome; it ends as expired if there are any. One that is still to be validated is validated
+# first, because its lines are not known before.
 TRANSITIONS: dict[BatchStatus, frozenset[BatchStatus]] = {
     BatchStatus.VALIDATING: frozenset(
         {
             BatchStatus.FAILED,
             BatchStatus.IN_PROGRESS,
             BatchStatus.CANCELLING,
-            BatchStatus.EXPIRED,
         }
     ),
     BatchStatus.IN_PROGRESS: frozenset({BatchStatus.FINALIZING, BatchStatus.CANCELLING}),

@@ -206,11 +206,17 @@ def test_expired_half_way(store: Any) -> None:
     assert (batch.num_completed, batch.num_failed) == (1, 0)
 
 
-def test_expired_before_it_was_validated(store: Any) -> None:
+def test_a_batch_that_is_late_is_validated_before_it_expires(store: Any) -> None:
     batch = store.validating(expires_at=NOW + 5)
-    assert store.closing.expire_due(NOW + 5) == 1
+    assert store.closing.expire_due(NOW + 5) == 0
+    claim = store.closing.claim("server", NOW + 6, 60)
+    store.closing.accept(claim, [NewRequest(1, "r1", 0, 5)], MODEL, NOW + 7)
+    assert store.closing.expire_due(NOW + 8) == 1
+    claim = store.closing.claim("server", NOW + 8, 60)
+    assert store.closing.close_unfinished(claim, NOW + 8) == 1
+    store.closing.publish(claim, None, store.blob(), NOW + 9)
     batch = store.batches.get(batch.id)
-    assert (batch.status, batch.expired_at) == (BatchStatus.EXPIRED, NOW + 5)
+    assert (batch.status, batch.num_total) == (BatchStatus.EXPIRED, 1)
 
 
 def test_a_lease_that_ran_out_goes_to_somebody_else(store: Any) -> None:

@@ -58,11 +58,8 @@ OPERATIONS: Mapping[Callable[[Any, Claim], None], Mapping[BatchStatus, BatchStat
         S.CANCELLING: S.CANCELLING,
         S.CANCELLED: S.CANCELLED,
     },
-    expire: {S.VALIDATING: S.EXPIRED, S.IN_PROGRESS: S.FINALIZING}
-    | {
-        status: status
-        for status in (S.FAILED, S.FINALIZING, S.COMPLETED, S.EXPIRED, S.CANCELLING, S.CANCELLED)
-    },
+    expire: {S.IN_PROGRESS: S.FINALIZING}
+    | {status: status for status in S if status is not S.IN_PROGRESS},
     finish: {S.IN_PROGRESS: S.FINALIZING},
     settle_and_publish: {S.FINALIZING: S.EXPIRED, S.CANCELLING: S.CANCELLED},
     publish: {S.FINALIZING: S.COMPLETED, S.CANCELLING: S.CANCELLED},
