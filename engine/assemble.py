@@ -9,12 +9,19 @@ from dataclasses import dataclass
 import torch
 
 from trunkline.engine.admission import Admission, Limits
+from trunkline.engine.calibration import measure_device, shape_of
 from trunkline.engine.config import Device, EngineConfig
 from trunkline.engine.core import Engine
 from trunkline.engine.default_model import ModelNotFoundError, resolve_model
-from trunkline.engine.kv_cache import allocate_kv_cache, num_pages_for
+from trunkline.engine.kv_cache import KVCache, allocate_kv_cache, num_pages_for
 from trunkline.engine.model.config import UnsupportedModelError
-from trunkline.engine.model.weights import WeightsError, load_model, resolve_dtype
+from trunkline.engine.model.weights import (
+    LoadedModel,
+    WeightsError,
+    load_model,
+    resolve_dtype,
+)
+from trunkline.engine.plan_summary import PlanSummariser
 from trunkline.engine.runner import Runner, configure_host
 from trunkline.engine.scheduler_config import SchedulerConfig
 from trunkline.engine.tokenizer import Tokenizer
@@ -40,6 +47,7 @@ class Assembly:
     device: str
     dtype: str
     max_model_tokens: int
+    summariser: PlanSummariser
     load_seconds: float
 
 
@@ -90,8 +98,19 @@ def assemble(config: EngineConfig) -> Assembly:
         device=str(device),
         dtype=str(dtype).removeprefix("torch."),
         max_model_tokens=max_model_tokens,
+        summariser=PlanSummariser(
+            scheduler_config,
+            measure_device(device, dtype, _memory_bytes(cache, model)),
+            shape_of(model.config),
+        ),
         load_seconds=time.perf_counter() - started,
     )
+
+
+def _memory_bytes(cache: KVCache, model: LoadedModel) -> float:
+    """What weights and KV cache have together."""
+    kv_bytes = sum(tensor.nbytes for tensor in (*cache.keys, *cache.values))
+    return float(kv_bytes + shape_of(model.config).weight_bytes)
 
 
 def _device(wanted: Device) -> torch.device:

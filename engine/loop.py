@@ -17,11 +17,13 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 from trunkline.engine.admission import Admission, Line, Refusal, Request
 from trunkline.engine.core import Engine
 from trunkline.engine.outcome import answered, refused
+from trunkline.engine.plan_summary import PlanSummariser
 from trunkline.store.errors import LeaseLost
 from trunkline.store.records import Claim, EngineRecord, Outcome, RequestRow
 from trunkline.store.states import BatchStatus
@@ -57,6 +59,10 @@ class HeldBatch:
     claim: Claim
     # Lines without a committed outcome; None until the feeder has read them all.
     num_open: int | None = None
+    # The least time that it can take, and when it was begun, monotonic; None when another batch
+    # runs beside it, so that its time says nothing.
+    floor_seconds: float | None = None
+    began_at: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -76,12 +82,14 @@ class Loop:
         work: Work,
         engine: Engine,
         admission: Admission,
+        summariser: PlanSummariser,
         record: EngineRecord,
         config: LoopConfig,
     ) -> None:
         self._work = work
         self._engine = engine
         self._admission = admission
+        self._summariser = summariser
         self._record = record
         self._config = config
         self._stopping = threading.Event()
@@ -190,6 +198,8 @@ class Loop:
             logger.info("batch %s: claimed, %d lines", claim.batch_id, claim.num_total)
             batch = HeldBatch(claim)
             with self._lock:
+                for other in self._held.values():
+                    other.floor_seconds = None
                 self._held[claim.batch_id] = batch
             try:
                 self._read(batch)
@@ -217,6 +227,19 @@ class Loop:
         batch.num_open = len(requests) + len(refusals)
         self._admitted.put(Admitted(batch, requests, refusals))
         self._wake.set()
+        self._save_plan(batch, requests)
+
+    def _save_plan(self, batch: HeldBatch, requests: list[Request]) -> None:
+        sequences = [sequence for request in requests for sequence in request.sequences]
+        if not sequences:
+            return
+        plan = self._summariser.summarise(sequences, self._engine.output_lengths.expected)
+        with self._lock:
+            is_alone = len(self._held) == 1
+        batch.began_at = time.monotonic()
+        batch.floor_seconds = plan["floor_seconds"] if is_alone else None
+        with suppress(LeaseLost):  # it is through already, or lost: the keeper will see
+            self._work.save_plan(batch.claim, plan)
 
     def _learn_lengths(self, claim: Claim) -> None:
         """What an earlier process has answered of the batch says how long answers are."""
@@ -277,6 +300,9 @@ class Loop:
         for batch in held:
             if batch.num_open == 0 and self._work.finish(batch.claim, int(time.time())):
                 logger.info("batch %s: all lines have an outcome", batch.claim.batch_id)
+                if batch.floor_seconds is not None:
+                    elapsed = time.monotonic() - batch.began_at
+                    self._summariser.learn(batch.floor_seconds, elapsed)
                 self._forget(batch)
         for batch in through:
             self._work.release(batch.claim)

@@ -22,9 +22,6 @@ from trunkline.engine.prefix_tree import NO_NODE, PrefixTree
 
 Int64Array = NDArray[np.int64]
 
-# A subtree with more than this share of all tokens is taken apart into its children's.
-LARGEST_UNIT_SHARE = 1 / 64
-
 # How far decoding runs ahead of prefill in the blend, as a share of all decoding.
 DECODE_LEAD = 0.1
 
@@ -39,7 +36,11 @@ class Order(StrEnum):
 
 
 def order_sequences(
-    tree: PrefixTree, outputs: Int64Array, deadlines: NDArray[np.float64], order: Order
+    tree: PrefixTree,
+    outputs: Int64Array,
+    deadlines: NDArray[np.float64],
+    order: Order,
+    max_unit_tokens: int,
 ) -> Int64Array:
     """The sequences' indices, first to run first.
 
@@ -47,22 +48,26 @@ def order_sequences(
         tree: of the sequences' prompts.
         outputs: [num_sequences] tokens that each is expected to generate.
         deadlines: [num_sequences] when each has to be through; equal ones are one batch.
+        max_unit_tokens: a subtree with more tokens to compute and generate is taken apart into
+            its children's. It would fill the cache by itself, and nothing could run beside it.
     """
     if order is Order.ARRIVAL:
         ranked = np.arange(len(outputs), dtype=np.int64)
     elif order is Order.DFS:
         ranked = tree.order
     else:
-        ranked = _by_units(tree, outputs, blend=order is Order.PLANNED)
+        ranked = _by_units(tree, outputs, max_unit_tokens, blend=order is Order.PLANNED)
     # Stable: within a deadline the order stays as it is.
     return ranked[np.argsort(deadlines[ranked], kind="stable")]
 
 
-def _by_units(tree: PrefixTree, outputs: Int64Array, *, blend: bool) -> Int64Array:
+def _by_units(
+    tree: PrefixTree, outputs: Int64Array, max_unit_tokens: int, *, blend: bool
+) -> Int64Array:
     if not len(outputs):
         return tree.order
     prefill, decode = _running_sums(tree, outputs)
-    first = _unit_starts(tree, prefill, decode)
+    first = _unit_starts(tree, prefill + decode, max_unit_tokens)
     last = np.append(first[1:], len(outputs))
     unit_prefill = prefill[last] - prefill[first]
     unit_decode = decode[last] - decode[first]
@@ -89,20 +94,22 @@ def _running_sums(tree: PrefixTree, outputs: Int64Array) -> tuple[Int64Array, In
     return np.cumsum(prefill), np.cumsum(decode)
 
 
-def _unit_starts(tree: PrefixTree, prefill: Int64Array, decode: Int64Array) -> Int64Array:
+def _unit_starts(tree: PrefixTree, tokens: Int64Array, max_unit_tokens: int) -> Int64Array:
     """Where the units begin in `tree.order`, ascending.
 
-    Units are the largest subtrees that are no larger than a share of the whole, and the sequences
-    that are in none of them.
+    Units are the largest subtrees with at most `max_unit_tokens`, and the sequences that are in
+    none of them.
+
+    Args:
+        tokens: before each place of `tree.order`, [num_sequences + 1].
     """
-    total = prefill + decode
-    limit = max(int(total[-1] * LARGEST_UNIT_SHARE), 1)
-    is_start = np.ones(len(total) - 1, np.bool_)
-    is_small = total[tree.last] - total[tree.first] <= limit
+    is_start = np.ones(len(tokens) - 1, np.bool_)
+    is_small = tokens[tree.last] - tokens[tree.first] <= max_unit_tokens
     covered = np.zeros(tree.num_nodes, np.bool_)
     for v, up in enumerate(tree.parent.tolist()):
-        covered[v] = is_small[v] or (up != NO_NODE and covered[up])
-        if is_small[v] and (up == NO_NODE or not covered[up]):
+        is_below_unit = up != NO_NODE and covered[up]
+        covered[v] = is_small[v] or is_below_unit
+        if is_small[v] and not is_below_unit:
             is_start[tree.first[v] + 1 : tree.last[v]] = False
     return np.flatnonzero(is_start)
 

@@ -39,6 +39,7 @@ class PlannerConfig:
     sharing: Sharing = Sharing.PLANNED
     order: Order = Order.PLANNED
     grouping: Grouping = Grouping.EXACT
+    max_unit_tokens: int = 1 << 62  # see `order_sequences`
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def make_plan(
         tree = _empty_tree(sequences, config.page_size)
     outputs = np.array([expected_output(sequence) for sequence in sequences], dtype=np.int64)
     deadlines = np.array([sequence.deadline for sequence in sequences], dtype=np.float64)
-    order = order_sequences(tree, outputs, deadlines, config.order)
+    order = order_sequences(tree, outputs, deadlines, config.order, config.max_unit_tokens)
     if config.sharing is not Sharing.PLANNED:
         tree = _empty_tree(sequences, config.page_size)
     return Plan(sequences, tree, order, _groups(tree, config.grouping))

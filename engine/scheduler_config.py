@@ -8,6 +8,9 @@ from enum import StrEnum
 from trunkline.engine.ordering import Order
 from trunkline.engine.planner import Grouping, PlannerConfig, Sharing
 
+# Of the cache, what one unit of the order may take.
+MAX_UNIT_SHARE = 0.25
+
 
 class Policy(StrEnum):
     """How sequences enter the batch."""
@@ -43,4 +46,10 @@ class SchedulerConfig:
     @property
     def planner(self) -> PlannerConfig:
         default = Order.PLANNED if self.policy is Policy.PLANNED else Order.ARRIVAL
-        return PlannerConfig(self.page_size, self.sharing, self.order or default, self.grouping)
+        return PlannerConfig(
+            page_size=self.page_size,
+            sharing=self.sharing,
+            order=self.order or default,
+            grouping=self.grouping,
+            max_unit_tokens=int(self.capacity_tokens * MAX_UNIT_SHARE),
+        )

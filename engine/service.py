@@ -52,6 +52,7 @@ def serve(config: EngineConfig, location: StoreLocation, parent_pid: int | None)
         Work(database, DiskBlobs(location.blobs_dir)),
         assembly.engine,
         assembly.admission,
+        assembly.summariser,
         record,
         LoopConfig(
             lease_seconds=config.lease_seconds,

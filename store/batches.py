@@ -14,8 +14,8 @@ from trunkline.store.records import BatchRecord, LineError, NewBatch, Outcome, O
 from trunkline.store.schema import batch_requests, batches, files, outcomes
 from trunkline.store.states import BatchStatus, sources
 
-_LEASE = ("lease_holder", "lease_token", "lease_expires_at")
-COLUMNS = tuple(column for column in batches.c if column.name not in _LEASE)
+_NOT_IN_RECORD = ("plan", "lease_holder", "lease_token", "lease_expires_at")
+COLUMNS = tuple(column for column in batches.c if column.name not in _NOT_IN_RECORD)
 
 # Outcomes that are read at once.
 CHUNK_ROWS = 500
@@ -75,6 +75,18 @@ class Batches:
         if row is None:
             raise NotFound("batch", batch_id)
         return batch_record(row)
+
+    def plan(self, batch_id: str) -> dict[str, Any] | None:
+        """The engine's plan of the batch; None before it is planned.
+
+        Raises:
+            NotFound: there is no such batch.
+        """
+        with self._database.read() as connection:
+            row = connection.execute(select(batches.c.plan).where(batches.c.id == batch_id)).first()
+        if row is None:
+            raise NotFound("batch", batch_id)
+        return None if row.plan is None else dict(json.loads(row.plan))
 
     def list(self, limit: int = 20, after: str | None = None) -> Page[BatchRecord]:
         """Batches, newest first, beginning behind the batch `after`.

@@ -79,6 +79,7 @@ batches = Table(
     Column("num_reasoning_tokens", BigInteger, nullable=False, server_default="0"),
     Column("metadata", Text),  # JSON object; NULL: none
     Column("output_expires_after_seconds", BigInteger),
+    Column("plan", Text),  # JSON object, by the engine; NULL: not planned yet
     Column("lease_holder", Text),
     Column("lease_token", String(64)),
     Column("lease_expires_at", Double),

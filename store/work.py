@@ -111,6 +111,18 @@ class Work:
         with self._database.read() as connection:
             return list(connection.execute(query).scalars())
 
+    def save_plan(self, claim: Claim, plan: dict[str, Any]) -> None:
+        """Let everybody see how the batch is planned.
+
+        Raises:
+            LeaseLost: see `guard`.
+        """
+        with self._database.write() as connection:
+            guard(connection, claim, BatchStatus.IN_PROGRESS, BatchStatus.CANCELLING)
+            connection.execute(
+                update(batches).where(batches.c.id == claim.batch_id).values(plan=json.dumps(plan))
+            )
+
     def finished_lengths(self, claim: Claim, limit: int) -> list[tuple[RequestRow, int]]:
         """Some requests that were answered, and the tokens that each answer has.
 

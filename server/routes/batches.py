@@ -59,3 +59,21 @@ def cancel(batch_id: str, state: StateOf) -> dict[str, Any]:
     batch = state.batches.cancel(batch_id, state.now())
     state.wake_lifecycle()
     return batch_object(batch)
+
+
+@router.get("/{batch_id}/plan")
+def plan(batch_id: str, state: StateOf) -> dict[str, Any]:
+    """How the engine has planned the batch, and how that compares with what happened."""
+    batch = state.batches.get(batch_id)
+    ended_at = batch.finalizing_at or batch.cancelling_at or state.now()
+    elapsed = None if batch.in_progress_at is None else ended_at - batch.in_progress_at
+    return {
+        "object": "batch.plan",
+        "batch_id": batch_id,
+        "status": batch.status.value,
+        "actual_seconds": elapsed,
+        "actual_saved_share": (
+            batch.num_cached_tokens / batch.num_prompt_tokens if batch.num_prompt_tokens else None
+        ),
+        "plan": state.batches.plan(batch_id),
+    }

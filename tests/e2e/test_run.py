@@ -13,6 +13,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import httpx
+import pytest
+
 # In bfloat16 the last bits of a product depend on what else is in the batch.
 EXACT = ("--dtype", "float32")
 
@@ -97,6 +100,13 @@ def test_run_answers_like_the_server_and_goes_on_after_an_interruption(
     installation.wait_for(lambda: client.batches.retrieve(batch.id).status == "completed", 240)
     batch = client.batches.retrieve(batch.id)
     assert answers(client.files.content(batch.output_file_id).text) == by_run
+
+    shown = httpx.get(f"{client.base_url}batches/{batch.id}/plan").json()
+    assert shown["plan"]["sequences"] == num_requests
+    assert shown["plan"]["saved_share"] == pytest.approx(shown["actual_saved_share"])
+    assert shown["plan"]["groups"]
+    assert shown["plan"]["predicted_seconds"] > 0
+    assert shown["actual_seconds"] >= 0
 
 
 def test_a_bad_line_fails_alone_and_the_exit_status_says_so(tmp_path: Path) -> None:

@@ -102,6 +102,18 @@ def test_what_was_answered_tells_how_long_answers_are(store: Any) -> None:
     assert len(store.work.finished_lengths(claim, 1)) == 1
 
 
+def test_the_plan_is_there_for_everybody(store: Any) -> None:
+    claim = store.claimed()
+    assert store.batches.plan(claim.batch_id) is None
+    store.work.save_plan(claim, {"saved_share": 0.5})
+    assert store.batches.plan(claim.batch_id) == {"saved_share": 0.5}
+    with pytest.raises(NotFound):
+        store.batches.plan("batch_nope")
+    store.work.release(claim)
+    with pytest.raises(LeaseLost):
+        store.work.save_plan(claim, {})
+
+
 def test_lines_whose_input_file_is_gone(store: Any) -> None:
     claim = store.claimed(num_lines=3)
     store.work.commit(claim, [answer(2)], NOW)
