@@ -15,7 +15,7 @@ from trunkline.engine.model.decoder import DecoderInputs
 from trunkline.engine.sampler import SamplingBatch, sampling_batch
 from trunkline.engine.sequence import Sequence
 from trunkline.engine.step_plan import PENDING_TOKEN, StepPlan
-from trunkline.kernels.attention import plan_attention
+from trunkline.kernels.dispatch import AttentionPlan
 from trunkline.kernels.spans import SpanList
 
 
@@ -55,7 +55,7 @@ def build_inputs(
         token_ids=_token_ids(plan, last_tokens),
         positions=_to(plan.positions, device),
         write_slots=_to(plan.write_slots, device),
-        attention={window: plan_attention(spans, device, window) for window in set(config.windows)},
+        attention={window: AttentionPlan(spans, device, window) for window in set(config.windows)},
         logit_rows=_to(last_rows[sampled], device),
     )
     return StepInputs(

@@ -2,17 +2,135 @@
 
 from __future__ import annotations
 
+import functools
+
+import torch
 from torch import Tensor
 
-from trunkline.kernels.attention import AttentionWork
+from trunkline.kernels import attention_native, elementwise, elementwise_native
+from trunkline.kernels.attention import AttentionWork, plan_attention
 from trunkline.kernels.attention_cpu import cpu_tile
 from trunkline.kernels.attention_cuda import matmul_tile
 from trunkline.kernels.attention_tiles import run_attention
+from trunkline.kernels.native import native_for
+from trunkline.kernels.spans import SpanList
+from trunkline.kernels.work_list import WorkList, build_work_list
+
+
+class AttentionPlan:
+    """One step's attention, cut up once for all layers with the same window.
+
+    How it is cut depends on the variant that runs, which is known with the first query.
+    """
+
+    def __init__(self, spans: SpanList, device: torch.device, window: int | None = None) -> None:
+        """Plan `spans`.
+
+        Args:
+            spans: the step's spans.
+            device: of the queries.
+            window: a row sees only the last `window` positions up to its own; None: all.
+        """
+        self._spans = spans
+        self._device = device
+        self._window = window
+
+    @functools.cached_property
+    def work_list(self) -> WorkList:
+        return build_work_list(self._spans, self._window, torch.get_num_threads())
+
+    @functools.cached_property
+    def tiles(self) -> AttentionWork:
+        return plan_attention(self._spans, self._device, self._window)
 
 
 def paged_attention(
-    query: Tensor, key_cache: Tensor, value_cache: Tensor, work: AttentionWork, scale: float
+    query: Tensor, key_cache: Tensor, value_cache: Tensor, plan: AttentionPlan, scale: float
 ) -> Tensor:
-    """Attention of each row over its spans; see `attention_tiles.run_attention`."""
+    """Attention of each row over its spans; see `reference.paged_attention`.
+
+    Args:
+        query: [num_rows, num_heads, head_dim]
+        key_cache: [num_pages, page_size, num_kv_heads, head_dim]
+        value_cache: like `key_cache`.
+        plan: the step's attention.
+        scale: multiplies the scores.
+
+    Returns:
+        [num_rows, num_heads, head_dim]
+    """
+    native = native_for(query)
+    if native is not None and attention_native.takes_head_dim(query.shape[-1]):
+        return attention_native.paged_attention(
+            native, query.contiguous(), key_cache, value_cache, plan.work_list, scale
+        )
     kernel = cpu_tile if query.device.type == "cpu" else matmul_tile
-    return run_attention(kernel, query, key_cache, value_cache, work, scale)
+    return run_attention(kernel, query, key_cache, value_cache, plan.tiles, scale)
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """See `reference.add_rms_norm`; x and residual are [num_rows, size], contiguous."""
+    native = native_for(x)
+    if native is None:
+        return elementwise.add_rms_norm(x, residual, weight, eps)
+    return elementwise_native.add_rms_norm(native, x, residual, weight, eps)
+
+
+def rope_and_cache(
+    qkv: Tensor,
+    num_kv_heads: int,
+    qk_norm: Tensor | None,
+    eps: float,
+    cos: Tensor,
+    signed_sin: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    slots: Tensor,
+) -> Tensor:
+    """Normalise and rotate query and key, store key and value in their cache slots.
+
+    `reference.rms_norm`, `reference.rope` and `reference.write_kv` one after the other.
+
+    Args:
+        qkv: [num_rows, num_heads + 2 * num_kv_heads, head_dim], contiguous: query, key, value.
+        num_kv_heads: heads of the key, and of the value.
+        qk_norm: [num_heads + num_kv_heads, head_dim] weights of the norm; None: no norm.
+        eps: of the norm.
+        cos: [num_rows, 1, head_dim] see `elementwise.rope`.
+        signed_sin: like `cos`.
+        key_cache: [num_pages, page_size, num_kv_heads, head_dim], written to.
+        value_cache: like `key_cache`.
+        slots: [num_rows] int64, page * page_size + offset
+
+    Returns:
+        [num_rows, num_heads, head_dim] the query.
+    """
+    native = native_for(qkv)
+    if native is not None and qkv.shape[-1] <= elementwise_native.MAX_HEAD_DIM:
+        return elementwise_native.rope_and_cache(
+            native,
+            qkv,
+            num_kv_heads,
+            qk_norm,
+            eps,
+            cos,
+            signed_sin,
+            key_cache,
+            value_cache,
+            slots,
+        )
+    rotated, value = torch.split(qkv, [qkv.shape[1] - num_kv_heads, num_kv_heads], 1)
+    if qk_norm is not None:
+        rotated = elementwise.rms_norm(rotated, qk_norm, eps)
+    rotated = elementwise.rope(rotated, cos, signed_sin)
+    query, key = torch.split(rotated, [rotated.shape[1] - num_kv_heads, num_kv_heads], 1)
+    elementwise.write_kv(key, value, key_cache, value_cache, slots)
+    return query
+
+
+def silu_mul(gate_up: Tensor) -> Tensor:
+    """See `reference.silu_mul`; gate_up is contiguous."""
+    native = native_for(gate_up)
+    if native is None:
+        return elementwise.silu_mul(gate_up)
+    return elementwise_native.silu_mul(native, gate_up)

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
 from trunkline.engine.kv_cache import KVCache
 from trunkline.engine.model.config import ModelConfig
 from trunkline.engine.model.layers import DecoderLayer, LayerWeights, RotaryTable
-from trunkline.kernels.attention import AttentionWork
-from trunkline.kernels.elementwise import add_rms_norm
+from trunkline.kernels.dispatch import AttentionPlan, add_rms_norm
+from trunkline.kernels.linear import Linear
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,7 @@ class DecoderInputs:
     token_ids: Tensor  # [num_rows] int64
     positions: Tensor  # [num_rows] int64, token position
     write_slots: Tensor  # [num_rows] int64, cache slot of each row
-    attention: Mapping[int | None, AttentionWork]  # by window
+    attention: Mapping[int | None, AttentionPlan]  # by window
     logit_rows: Tensor  # [num_logit_rows] int64, the rows whose logits are wanted
 
 
@@ -56,7 +55,7 @@ class Decoder:
             for weights, window in zip(layers, config.windows, strict=True)
         ]
         self._final_norm = final_norm
-        self._head = head
+        self._head = Linear(head)
         self._rotary = RotaryTable(config, self.dtype, self.device)
 
     @torch.inference_mode()
@@ -87,4 +86,4 @@ class Decoder:
             self._final_norm,
             self.config.rms_norm_eps,
         )
-        return linear(normed, self._head)
+        return self._head(normed)

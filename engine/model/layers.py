@@ -6,12 +6,17 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
 from trunkline.engine.model.config import ModelConfig
-from trunkline.kernels.attention import AttentionWork
-from trunkline.kernels.dispatch import paged_attention
-from trunkline.kernels.elementwise import add_rms_norm, rms_norm, rope, silu_mul, write_kv
+from trunkline.kernels.dispatch import (
+    AttentionPlan,
+    add_rms_norm,
+    paged_attention,
+    rope_and_cache,
+    silu_mul,
+)
+from trunkline.kernels.elementwise import rms_norm
+from trunkline.kernels.linear import Linear
 
 
 @dataclass(frozen=True)
@@ -63,9 +68,14 @@ class DecoderLayer:
 
     def __init__(self, config: ModelConfig, weights: LayerWeights, window: int | None) -> None:
         self.window = window
-        self._weights = weights
+        self._input_norm = weights.input_norm
+        self._qkv = Linear(weights.qkv, weights.qkv_bias)
+        self._qk_norm = weights.qk_norm
+        self._output = Linear(weights.output, weights.output_bias)
+        self._mlp_norm = weights.mlp_norm
+        self._gate_up = Linear(weights.gate_up, weights.gate_up_bias)
+        self._down = Linear(weights.down, weights.down_bias)
         self._eps = config.rms_norm_eps
-        self._num_heads = config.num_heads
         self._num_kv_heads = config.num_kv_heads
         self._head_dim = config.head_dim
         self._scale = config.head_dim**-0.5
@@ -78,7 +88,7 @@ class DecoderLayer:
         key_cache: Tensor,
         value_cache: Tensor,
         write_slots: Tensor,
-        attention: AttentionWork,
+        attention: AttentionPlan,
     ) -> tuple[Tensor, Tensor]:
         """Compute all rows; their K and V are in the cache afterwards.
 
@@ -94,24 +104,24 @@ class DecoderLayer:
         Returns:
             (delta, residual) for the next layer.
         """
-        w = self._weights
         if residual is None:
-            normed, residual = rms_norm(delta, w.input_norm, self._eps), delta
+            normed, residual = rms_norm(delta, self._input_norm, self._eps), delta
         else:
-            normed, residual = add_rms_norm(delta, residual, w.input_norm, self._eps)
+            normed, residual = add_rms_norm(delta, residual, self._input_norm, self._eps)
 
-        qkv = linear(normed, w.qkv, w.qkv_bias).view(len(normed), -1, self._head_dim)
-        rotated, value = torch.split(
-            qkv, [self._num_heads + self._num_kv_heads, self._num_kv_heads], 1
+        query = rope_and_cache(
+            self._qkv(normed).view(len(normed), -1, self._head_dim),
+            self._num_kv_heads,
+            self._qk_norm,
+            self._eps,
+            angles.cos,
+            angles.signed_sin,
+            key_cache,
+            value_cache,
+            write_slots,
         )
-        if w.qk_norm is not None:
-            rotated = rms_norm(rotated, w.qk_norm, self._eps)
-        rotated = rope(rotated, angles.cos, angles.signed_sin)
-        query, key = torch.split(rotated, [self._num_heads, self._num_kv_heads], 1)
-        write_kv(key, value, key_cache, value_cache, write_slots)
         attended = paged_attention(query, key_cache, value_cache, attention, self._scale)
-        delta = linear(attended.flatten(1), w.output, w.output_bias)
+        delta = self._output(attended.flatten(1))
 
-        normed, residual = add_rms_norm(delta, residual, w.mlp_norm, self._eps)
-        hidden = silu_mul(linear(normed, w.gate_up, w.gate_up_bias))
-        return linear(hidden, w.down, w.down_bias), residual
+        normed, residual = add_rms_norm(delta, residual, self._mlp_norm, self._eps)
+        return self._down(silu_mul(self._gate_up(normed))), residual

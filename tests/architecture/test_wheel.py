@@ -21,6 +21,8 @@ CONTENTS = (
     "trunkline/engine/model/decoder.py",
     "trunkline/kernels/reference.py",
     "trunkline/migrations/env.py",
+    "trunkline/kernels/cpu/attention.cpp",
+    "trunkline/kernels/cpu/vector.h",
     "trunkline/migrations/script.py.mako",
     "trunkline/server/demo/requests.jsonl",
     "trunkline/store/schema.py",

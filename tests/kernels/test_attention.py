@@ -13,7 +13,7 @@ from trunkline.kernels.attention import plan_attention
 from trunkline.kernels.attention_cpu import cpu_tile
 from trunkline.kernels.attention_cuda import matmul_tile
 from trunkline.kernels.attention_tiles import TileKernel, run_attention
-from trunkline.kernels.dispatch import paged_attention
+from trunkline.kernels.dispatch import AttentionPlan, paged_attention
 from trunkline.kernels.reference import paged_attention as reference_attention
 from trunkline.kernels.spans import SpanList
 
@@ -153,7 +153,7 @@ def test_dispatch_takes_the_device_of_the_query(make_spans: Callable[..., SpanLi
     spans = make_spans(np.random.default_rng(0), 8, STEPS["group in decode"])
     query = torch.randn(spans.num_rows, 4, 16)
     key, value = make_cache(spans, 2, 16, torch.float32)
-    out = paged_attention(query, key, value, plan_attention(spans, CPU), 0.25)
+    out = paged_attention(query, key, value, AttentionPlan(spans, CPU), 0.25)
     expected = reference_attention(query, key, value, spans, 0.25)
     torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
 

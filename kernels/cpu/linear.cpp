@@ -1,0 +1,121 @@
+// y = x W^T + bias, with W packed once into panels of 64 columns for `tile_product`:
+//
+//     weight   [num_columns, depth] elements
+//     packed   [panels, depth words, 64] words: word (p, k, n) is word k of column 64 p + n
+//
+// Columns past the last and the odd half of a last pair are zeros. Rows of x are taken six at a
+// time; threads share (block of rows, panel) pairs, so that a panel stays in the second-level
+// cache while a block of rows passes over it.
+
+#include <omp.h>
+
+#include <algorithm>
+
+#include "tile_product.h"
+
+namespace trunkline {
+namespace {
+
+constexpr int64_t kBlockRows = 32 * kTileRows;
+
+int64_t num_panels(int64_t num_columns) { return (num_columns + kTileWidth - 1) / kTileWidth; }
+
+// depth is a whole number of words.
+template <class Type>
+void pack_weight(const typename Type::Element* weight, int64_t num_columns, int64_t depth,
+                 int32_t* packed) {
+    const int64_t num_words = depth / Type::kPerWord;
+    const auto* words = reinterpret_cast<const int32_t*>(weight);
+#pragma omp parallel for
+    for (int64_t n = 0; n < num_panels(num_columns) * kTileWidth; n++)
+        for (int64_t k = 0; k < num_words; k++)
+            packed[(n / kTileWidth * num_words + k) * kTileWidth + n % kTileWidth] =
+                n < num_columns ? words[n * num_words + k] : 0;
+}
+
+template <class Type>
+struct Product {
+    using Element = typename Type::Element;
+    const Element* x;       // [num_rows, depth]
+    const int32_t* packed;  // see above
+    const Element* bias;    // [num_columns] or null
+    Element* y;             // [num_rows, num_columns]
+    int64_t num_rows, num_columns, num_words;
+};
+
+// How many of the sixteen columns from `column` on there are.
+__mmask16 present_columns(int64_t num_columns, int64_t column) {
+    return first_lanes(static_cast<int>(std::clamp<int64_t>(num_columns - column, 0, kLanes)));
+}
+
+template <class Type, int ROWS>
+void compute_tile(const Product<Type>& product, int64_t row, int64_t panel) {
+    __m512 sum[ROWS][kTileColumns];
+    const int64_t first = panel * kTileWidth;
+#pragma GCC unroll 4
+    for (int c = 0; c < kTileColumns; c++) {
+        const int64_t column = first + c * kLanes;
+        const __mmask16 lanes = present_columns(product.num_columns, column);
+        const __m512 start = product.bias ? Type::load(product.bias + column, lanes)
+                                          : _mm512_setzero_ps();
+#pragma GCC unroll 6
+        for (int r = 0; r < ROWS; r++) sum[r][c] = start;
+    }
+    const int64_t num_words = product.num_words;
+    tile_product<Type, ROWS, kTileColumns>(
+        reinterpret_cast<const int32_t*>(product.x) + row * num_words, num_words,
+        product.packed + panel * num_words * kTileWidth, kTileWidth, num_words, sum);
+#pragma GCC unroll 4
+    for (int c = 0; c < kTileColumns; c++) {
+        const int64_t column = first + c * kLanes;
+        const __mmask16 lanes = present_columns(product.num_columns, column);
+#pragma GCC unroll 6
+        for (int r = 0; r < ROWS; r++)
+            Type::store(product.y + (row + r) * product.num_columns + column, sum[r][c],
+                        lanes);
+    }
+}
+
+template <class Type>
+void compute_block(const Product<Type>& product, int64_t row, int64_t row_end, int64_t panel) {
+    for (; row + kTileRows <= row_end; row += kTileRows)
+        compute_tile<Type, kTileRows>(product, row, panel);
+    switch (row_end - row) {
+        case 1: compute_tile<Type, 1>(product, row, panel); break;
+        case 2: compute_tile<Type, 2>(product, row, panel); break;
+        case 3: compute_tile<Type, 3>(product, row, panel); break;
+        case 4: compute_tile<Type, 4>(product, row, panel); break;
+        case 5: compute_tile<Type, 5>(product, row, panel); break;
+        default: break;
+    }
+}
+
+template <class Type>
+void linear(const Product<Type>& product, int64_t num_threads) {
+    const int64_t panels = num_panels(product.num_columns);
+    const int64_t blocks = (product.num_rows + kBlockRows - 1) / kBlockRows;
+#pragma omp parallel for collapse(2) schedule(dynamic, 1) num_threads(num_threads)
+    for (int64_t block = 0; block < blocks; block++)
+        for (int64_t panel = 0; panel < panels; panel++)
+            compute_block(product, block * kBlockRows,
+                          std::min(product.num_rows, (block + 1) * kBlockRows), panel);
+}
+
+}  // namespace
+}  // namespace trunkline
+
+extern "C" {
+
+void trunkline_pack_weight_bfloat16(const uint16_t* weight, int64_t num_columns, int64_t depth,
+                                    int32_t* packed) {
+    trunkline::pack_weight<trunkline::BFloat16>(weight, num_columns, depth, packed);
+}
+
+void trunkline_linear_bfloat16(const uint16_t* x, const int32_t* packed, const uint16_t* bias,
+                               int64_t num_rows, int64_t num_columns, int64_t depth, uint16_t* y,
+                               int64_t num_threads) {
+    using trunkline::BFloat16;
+    trunkline::linear<BFloat16>(
+        {x, packed, bias, y, num_rows, num_columns, depth / BFloat16::kPerWord}, num_threads);
+}
+}

@@ -1,0 +1,148 @@
+"""Compiles the C++ kernels in `cpu/` at first use and loads them.
+
+The library is kept in the cache folder under a name made of the sources, the flags and the
+compiler, so that a change of any of them builds anew. It is compiled beside that name and moved
+there when complete: processes that build at once do the same work twice, and never see half a file.
+Where it cannot be had, `library()` is None and callers take their torch variant.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+SOURCE_FOLDER = Path(__file__).parent / "cpu"
+CACHE_VARIABLE = "TRUNKLINE_CACHE_DIR"
+DEFAULT_CACHE = "~/.cache/trunkline"
+COMPILERS = ("c++", "g++", "clang++")
+# The instruction sets are named, not "native": a cache folder may be shared between machines.
+FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-fno-strict-aliasing",  # bfloat16 pairs are read as 32-bit words
+    "-mavx512f",
+    "-mavx512bw",
+    "-mavx512dq",
+    "-mavx512vl",
+    "-mavx512bf16",
+    "-mfma",
+    "-fopenmp",
+    "-fPIC",
+    "-shared",
+)
+
+SUFFIXES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+
+logger = logging.getLogger(__name__)
+
+
+class NativeUnavailableError(RuntimeError):
+    """The kernels cannot be built or run on this machine."""
+
+
+class NativeLibrary:
+    """The compiled kernels."""
+
+    def __init__(self, path: Path) -> None:
+        self._loaded = ctypes.CDLL(str(path))
+
+    def call(
+        self,
+        operation: str,
+        dtype: torch.dtype,
+        *arguments: Tensor | ctypes.Structure | int | float | None,
+    ) -> None:
+        """Call `trunkline_<operation>_<dtype>`.
+
+        Args:
+            operation: the function's name.
+            dtype: of the elements; one of SUFFIXES.
+            arguments: in the function's order. Tensors and structures are passed by address and
+                must be contiguous; integers are 64 bits wide.
+        """
+        function = self._loaded[f"trunkline_{operation}_{SUFFIXES[dtype]}"]
+        function(*map(_as_c, arguments))
+
+
+def _as_c(argument: Tensor | ctypes.Structure | int | float | None) -> object:
+    if isinstance(argument, Tensor):
+        return ctypes.c_void_p(argument.data_ptr())
+    if isinstance(argument, ctypes.Structure):
+        return ctypes.byref(argument)
+    if isinstance(argument, int):
+        return ctypes.c_int64(argument)
+    if isinstance(argument, float):
+        return ctypes.c_double(argument)
+    return ctypes.c_void_p(None)
+
+
+def native_for(tensor: Tensor) -> NativeLibrary | None:
+    """The kernels, if they take tensors of this device and dtype."""
+    if tensor.device.type != "cpu" or tensor.dtype not in SUFFIXES:
+        return None
+    return library()
+
+
+@functools.cache
+def library() -> NativeLibrary | None:
+    """The compiled kernels, or None where they cannot be had; the reason is logged once."""
+    try:
+        return build(Path(os.environ.get(CACHE_VARIABLE) or DEFAULT_CACHE).expanduser() / "kernels")
+    except NativeUnavailableError as error:
+        logger.warning("CPU kernels in plain PyTorch, which is slower: %s", error)
+        return None
+
+
+def build(folder: Path) -> NativeLibrary:
+    """Load the library from `folder`, compiled there first unless it is there already.
+
+    Raises:
+        NativeUnavailableError: the CPU lacks instructions, there is no compiler, or it fails.
+    """
+    if not torch.cpu._is_avx512_bf16_supported():
+        raise NativeUnavailableError("the CPU has no AVX512-BF16 instructions")
+    compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
+    if compiler is None:
+        raise NativeUnavailableError(f"no C++ compiler is installed ({', '.join(COMPILERS)})")
+    try:
+        path = folder / f"cpu-{_digest(compiler)}.so"
+        if not path.is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            _compile(compiler, path)
+        return NativeLibrary(path)
+    except OSError as error:
+        raise NativeUnavailableError(str(error)) from error
+
+
+def _sources() -> list[Path]:
+    return sorted(SOURCE_FOLDER.glob("*.cpp"))
+
+
+def _digest(compiler: str) -> str:
+    """Of all that the library follows from."""
+    status = Path(compiler).resolve().stat()
+    parts = [compiler, str(status.st_size), str(status.st_mtime_ns), *FLAGS]
+    digest = hashlib.sha256("\0".join(parts).encode())
+    for path in sorted([*_sources(), *SOURCE_FOLDER.glob("*.h")]):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _compile(compiler: str, path: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix="build-") as scratch:
+        target = Path(scratch) / path.name
+        command = [compiler, *FLAGS, *map(str, _sources()), "-o", str(target)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise NativeUnavailableError(f"{compiler} failed: {done.stderr[-500:]}")
+        target.replace(path)
