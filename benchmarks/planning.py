@@ -61,22 +61,25 @@ def measure_steps(num_waiting: int) -> dict[str, float]:
     """Median host time of a step with about 2,000 sequences running."""
     prompts = grouped_prompts(NUM_RUNNING + num_waiting, 128)
     sampling = SamplingParams(max_tokens=200)
-    scheduler = Scheduler(SchedulerConfig(PAGE_SIZE, 24_000, NUM_RUNNING * 4))
+    scheduler = Scheduler(SchedulerConfig(PAGE_SIZE, 34_000, NUM_RUNNING * 4))
     scheduler.add(Sequence(i, 0, prompts[i], sampling) for i in range(len(prompts)))
-    seconds = []
+    seconds: list[float] = []
+    running: list[int] = []
     while len(seconds) < 300:
         started = time.perf_counter()
         plan = scheduler.schedule()
-        assert plan is not None
+        if plan is None:
+            break
         scheduled = time.perf_counter()
         slots = plan.entry_sequence[plan.entry_samples]
         result = StepResult(plan.step, slots, np.ones(len(slots), np.int32), (None,) * len(slots))
         sampled = time.perf_counter()
         scheduler.commit(result)
         if 0.9 * NUM_RUNNING < scheduler.num_running < 1.3 * NUM_RUNNING:
+            running.append(scheduler.num_running)
             seconds.append(scheduled - started + time.perf_counter() - sampled)
     return {
-        "running": scheduler.num_running,
+        "running": float(np.median(running)),
         "milliseconds": 1000 * float(np.median(seconds)),
         "milliseconds_p90": 1000 * float(np.quantile(seconds, 0.9)),
     }

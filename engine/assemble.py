@@ -32,10 +32,6 @@ from trunkline.store.model_names import served_name
 CPU_KV_SHARE = 0.25
 CUDA_KV_SHARE = 0.85
 
-# Rows per step beyond which larger products are no faster per row.
-CPU_BATCH_TOKENS = 1024
-CUDA_BATCH_TOKENS = 8192
-
 
 @dataclass(frozen=True)
 class Assembly:
@@ -79,11 +75,11 @@ def assemble(config: EngineConfig) -> Assembly:
     except ValueError as error:
         raise ConfigError(str(error)) from None
     cache = allocate_kv_cache(model.config, dtype, device, num_pages, config.page_size)
+    hardware = measure_device(device, dtype, _memory_bytes(cache, model))
     scheduler_config = SchedulerConfig(
         page_size=config.page_size,
         num_pages=num_pages,
-        max_batch_tokens=config.max_batch_tokens
-        or (CUDA_BATCH_TOKENS if device.type == "cuda" else CPU_BATCH_TOKENS),
+        max_batch_tokens=config.max_batch_tokens or hardware.step_tokens,
         policy=config.scheduler,
         sharing=config.prefix_sharing,
         order=config.order,
@@ -98,11 +94,7 @@ def assemble(config: EngineConfig) -> Assembly:
         device=str(device),
         dtype=str(dtype).removeprefix("torch."),
         max_model_tokens=max_model_tokens,
-        summariser=PlanSummariser(
-            scheduler_config,
-            measure_device(device, dtype, _memory_bytes(cache, model)),
-            shape_of(model.config),
-        ),
+        summariser=PlanSummariser(scheduler_config, hardware, shape_of(model.config)),
         load_seconds=time.perf_counter() - started,
     )
 

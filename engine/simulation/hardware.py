@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+BUDGET_PER_BALANCE = 8
+# Below, what a step costs besides its products begins to count.
+MIN_STEP_TOKENS = 512
+MAX_STEP_TOKENS = 16_384
+
 
 @dataclass(frozen=True)
 class Hardware:
@@ -20,6 +25,16 @@ class Hardware:
     def balance_tokens(self) -> int:
         """Rows from which a product with bfloat16 weights is bound by arithmetic."""
         return round(self.flops / self.bandwidth)
+
+    @property
+    def step_tokens(self) -> int:
+        """A good token budget of a step: well into what is bound by arithmetic.
+
+        More would not make a product faster per row, and would make decoding wait for longer. A
+        power of two, so that rates that are measured a little differently give the same steps.
+        """
+        tokens = BUDGET_PER_BALANCE * max(self.balance_tokens, 1)
+        return min(max(1 << (tokens - 1).bit_length(), MIN_STEP_TOKENS), MAX_STEP_TOKENS)
 
 
 @dataclass(frozen=True)

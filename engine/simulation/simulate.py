@@ -19,8 +19,6 @@ from trunkline.engine.simulation.workloads import WorkItem
 # Of the memory that the weights leave.
 KV_SHARE = 0.9
 PAGE_SIZE = 16
-# A multiple of the rows at which products become bound by arithmetic.
-BUDGET_PER_BALANCE = 8
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,7 @@ def simulate(
     config = SchedulerConfig(
         page_size=PAGE_SIZE,
         num_pages=num_pages,
-        max_batch_tokens=max_batch_tokens or BUDGET_PER_BALANCE * hardware.balance_tokens,
+        max_batch_tokens=max_batch_tokens or hardware.step_tokens,
         policy=setting.scheduler,
         sharing=setting.sharing,
         order=setting.order,
