@@ -13,6 +13,8 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from trunkline.store.json_types import NAMES, json_type
+
 CHAT_COMPLETIONS = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 
@@ -204,9 +206,9 @@ def _request_error(error: ValidationError) -> RequestError:
     if kind == "value_error":
         return RequestError(f"{first['ctx']['error']}.", param or None, "invalid_value")
     if kind.endswith("_type") or kind == "int_from_float":
-        wanted = _JSON_NAMES[kind.removesuffix("_type").removesuffix("_from_float")]
+        wanted = NAMES[_TYPES[kind.removesuffix("_type").removesuffix("_from_float")]]
         return RequestError(
-            f"Invalid type for '{param}': expected {wanted}, but got {_json_type(given)} instead.",
+            f"Invalid type for '{param}': expected {wanted}, but got {json_type(given)} instead.",
             param,
             "invalid_type",
         )
@@ -215,21 +217,8 @@ def _request_error(error: ValidationError) -> RequestError:
     )
 
 
-_JSON_NAMES = {
-    "string": "a string",
-    "int": "an integer",
-    "float": "a number",
-    "bool": "a boolean",
-    "dict": "an object",
-    "list": "an array",
-}
-
-
-def _json_type(value: object) -> str:
-    if value is None:
-        return "null"
-    names = {bool: "bool", int: "int", float: "float", str: "string", dict: "dict", list: "list"}
-    return _JSON_NAMES[names[type(value)]]
+# Pydantic's word for a type -> the type.
+_TYPES = {"string": str, "int": int, "float": float, "bool": bool, "dict": dict, "list": list}
 
 
 def _path(location: tuple[int | str, ...]) -> str:

@@ -14,6 +14,7 @@ from sqlalchemy.exc import DataError
 from starlette.exceptions import HTTPException
 
 from trunkline.store.errors import IllegalTransition, InUse, NotFound, UnknownCursor
+from trunkline.store.json_types import json_type
 
 INVALID_REQUEST = "invalid_request_error"
 
@@ -61,21 +62,6 @@ def invalid_type(name: str, expected: str, given: object) -> ApiError:
 
 def invalid_value(name: str, message: str) -> ApiError:
     return ApiError(400, message, name, "invalid_value")
-
-
-def json_type(value: object) -> str:
-    """The JSON type of `value`, with its article."""
-    if value is None:
-        return "null"
-    names: dict[type, str] = {
-        bool: "a boolean",
-        int: "an integer",
-        float: "a number",
-        str: "a string",
-        list: "an array",
-        dict: "an object",
-    }
-    return names[type(value)]
 
 
 def error_response(error: ApiError) -> JSONResponse:

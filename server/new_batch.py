@@ -9,12 +9,12 @@ from trunkline.server.errors import (
     ApiError,
     invalid_type,
     invalid_value,
-    json_type,
     missing_parameter,
 )
 from trunkline.store.batch_file import ENDPOINTS, UNSTORABLE, parse_json
 from trunkline.store.errors import NotFound
 from trunkline.store.files import Files
+from trunkline.store.json_types import json_type
 from trunkline.store.records import NewBatch
 
 COMPLETION_WINDOW = "24h"

@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import IO, Any
 
+from trunkline.store.json_types import json_type
 from trunkline.store.records import LineError, Outcome
 
 # The endpoints that a batch may target, and the field that each request needs.
@@ -104,7 +105,7 @@ class LineChecker:
             ) from None
         if not isinstance(record, dict):
             raise _BadLine(
-                "invalid_json_line", f"This line is {_a(record)}; it must be a JSON object."
+                "invalid_json_line", f"This line is {json_type(record)}; it must be a JSON object."
             )
         for name in ("custom_id", "method", "url", "body"):
             if record.get(name) is None:
@@ -224,24 +225,9 @@ class _BadLine(Exception):  # noqa: N818  # carries an error to `check`, and no 
 def _wrong_type(name: str, expected: str, given: object) -> _BadLine:
     return _BadLine(
         "invalid_type",
-        f"Invalid type for '{name}': expected {expected}, but got {_a(given)} instead.",
+        f"Invalid type for '{name}': expected {expected}, but got {json_type(given)} instead.",
         name,
     )
-
-
-def _a(value: object) -> str:
-    """The JSON type of `value`, with its article."""
-    if value is None:
-        return "null"
-    names: Mapping[type, str] = {
-        bool: "a boolean",
-        int: "an integer",
-        float: "a number",
-        str: "a string",
-        list: "an array",
-        dict: "an object",
-    }
-    return names[type(value)]
 
 
 def iterate_lines(file: IO[bytes]) -> Iterator[tuple[int, int, bytes]]:
