@@ -48,13 +48,15 @@ class Agenda:
         return sorted(self._heap)
 
     def pop(self) -> int:
-        """Take the first waiting rank."""
-        rank = heapq.heappop(self._heap)
+        """Take the first rank from the queue; it counts as waiting until it is begun."""
+        return heapq.heappop(self._heap)
+
+    def begin(self, rank: int) -> None:
+        """`rank`, which was popped, runs now."""
         self._is_waiting[rank] = False
-        return rank
 
     def push(self, rank: int) -> None:
-        """Let `rank` wait (again)."""
+        """Put `rank` (back) into the queue."""
         heapq.heappush(self._heap, rank)
         self._is_waiting[rank] = True
 

@@ -32,10 +32,6 @@ class Engine:
     def has_work(self) -> bool:
         return self.scheduler.has_work
 
-    @property
-    def num_unfinished_requests(self) -> int:
-        return len(self._requests)
-
     def add(self, requests: Iterable[Request]) -> None:
         """Plan `requests` together with all that is unfinished."""
         added = list(requests)

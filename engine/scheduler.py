@@ -396,6 +396,7 @@ class Scheduler:
         sequence, chain = self._agenda.sequence(rank), self._agenda.chain(rank)
         own_start = self._agenda.shared_tokens(rank)
         known = sequence.num_tokens
+        self._agenda.begin(rank)
         slot = table.take(sequence)
         for pages in self._agenda.nodes.acquire(chain):
             table.append_pages(slot, pages)
