@@ -60,5 +60,13 @@ def _packed(library: NativeLibrary, weight: Tensor) -> Tensor:
     num_columns, depth = weight.shape
     num_panels = -(-num_columns // PANEL_COLUMNS)
     packed = torch.empty(num_panels, depth // WORD_ELEMENTS, PANEL_COLUMNS, dtype=torch.int32)
-    library.call("pack_weight", weight.dtype, weight.contiguous(), num_columns, depth, packed)
+    library.call(
+        "pack_weight",
+        weight.dtype,
+        weight.contiguous(),
+        num_columns,
+        depth,
+        packed,
+        torch.get_num_threads(),
+    )
     return packed

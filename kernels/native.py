@@ -27,7 +27,7 @@ DEFAULT_CACHE = "~/.cache/trunkline"
 COMPILERS = ("c++", "g++", "clang++")
 # The instruction sets are named, not "native": a cache folder may be shared between machines.
 FLAGS = (
-    "-std=c++17",
+    "-std=c++20",
     "-O3",
     "-fno-strict-aliasing",  # bfloat16 pairs are read as 32-bit words
     "-mavx512f",
@@ -36,7 +36,7 @@ FLAGS = (
     "-mavx512vl",
     "-mavx512bf16",
     "-mfma",
-    "-fopenmp",
+    "-pthread",
     "-fPIC",
     "-shared",
 )

@@ -14,8 +14,6 @@
 // covered by one item is written to the result at once; otherwise each item leaves a partial
 // result and its log-sum-exp, and `merge_partials` weighs them.
 
-#include <omp.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -23,6 +21,7 @@
 #include <vector>
 
 #include "pack.h"
+#include "threads.h"
 #include "tile_product.h"
 
 namespace trunkline {
@@ -34,6 +33,7 @@ constexpr float kNoMaximum = -1e30f;
 // An item of at most so many lines over all heads is one task, when there are so many items.
 constexpr int64_t kShortLines = 64;
 constexpr int64_t kManyItemsPerThread = 4;
+constexpr int64_t kMergedRowsPerItem = 8;
 
 // As the caller lays them out, all int64.
 struct Item {
@@ -390,16 +390,11 @@ std::vector<Task> list_tasks(const Step<Type>& step) {
 template <class Type>
 void run_items(const Step<Type>& step) {
     const std::vector<Task> tasks = list_tasks(step);
-    const auto num_tasks = static_cast<int64_t>(tasks.size());
-#pragma omp parallel num_threads(step.num_threads)
-    {
-        Tile<Type> tile;
-#pragma omp for schedule(dynamic, 1)
-        for (int64_t i = 0; i < num_tasks; i++) {
-            run_task(step, tasks[i], tile);
-            store_tile(step, tasks[i], tile);
-        }
-    }
+    for_each_item(step.num_threads, static_cast<int64_t>(tasks.size()), [&](int64_t i) {
+        thread_local Tile<Type> tile;
+        run_task(step, tasks[i], tile);
+        store_tile(step, tasks[i], tile);
+    });
 }
 
 // One head of one row: the mean of its partial results, weighed by 2^lse.
@@ -432,12 +427,12 @@ void merge_partials(const Step<Type>& step, const int64_t* partials, int64_t num
 template <class Type>
 void run(const Step<Type>& step) {
     run_items(step);
-#pragma omp parallel for num_threads(step.num_threads) schedule(static) if (step.num_merged > 8)
-    for (int64_t i = 0; i < step.num_merged; i++)
+    for_each(step.num_threads, step.num_merged, kMergedRowsPerItem, [&](int64_t i) {
         for (int64_t head = 0; head < step.num_heads; head++)
             merge_partials(step, step.merged_partials + step.merged_start[i],
                            step.merged_start[i + 1] - step.merged_start[i], step.merged_rows[i],
                            head);
+    });
 }
 
 }  // namespace

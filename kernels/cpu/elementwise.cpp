@@ -4,18 +4,17 @@
 // is rounded here where the rounding is part of its meaning: the sum that is the residual stream,
 // and the normalised row before the weight is applied.
 
-#include <omp.h>
-
 #include <cmath>
 #include <cstring>
 
+#include "threads.h"
 #include "vector.h"
 
 namespace trunkline {
 namespace {
 
-// Fewer elements than this are not worth waking other threads for.
-constexpr int64_t kParallelElements = 16384;
+// Fewer elements than this are not worth another thread's while.
+constexpr int64_t kElementsPerItem = 16384;
 constexpr int64_t kMaxHeadDim = 512;
 
 // Calls body(first, lanes) for each sixteen of `size` elements.
@@ -49,8 +48,7 @@ void add_rms_norm(const typename Type::Element* x, const typename Type::Element*
                   const typename Type::Element* weight, double eps, int64_t num_rows, int64_t size,
                   typename Type::Element* normed, typename Type::Element* total,
                   int64_t num_threads) {
-#pragma omp parallel for num_threads(num_threads) if (num_rows * size > kParallelElements)
-    for (int64_t row = 0; row < num_rows; row++) {
+    for_each(num_threads, num_rows, kElementsPerItem / size, [&](int64_t row) {
         const int64_t at = row * size;
         for_lanes(size, [&](int64_t i, __mmask16 lanes) {
             const __m512 sum = _mm512_add_ps(Type::load(x + at + i, lanes),
@@ -58,7 +56,7 @@ void add_rms_norm(const typename Type::Element* x, const typename Type::Element*
             Type::store(total + at + i, sum, lanes);
         });
         norm_row<Type>(total + at, weight, static_cast<float>(eps), size, normed + at);
-    }
+    });
 }
 
 // out = x * cos + swapped(x) * signed_sin, for one head.
@@ -93,8 +91,7 @@ void rope_and_cache(const typename Type::Element* qkv, const typename Type::Elem
     using Element = typename Type::Element;
     const int64_t row_size = (num_heads + 2 * num_kv_heads) * head_dim;
     const int64_t kv_size = num_kv_heads * head_dim;
-#pragma omp parallel for num_threads(num_threads) if (num_rows * row_size > kParallelElements)
-    for (int64_t row = 0; row < num_rows; row++) {
+    for_each(num_threads, num_rows, kElementsPerItem / row_size, [&](int64_t row) {
         const Element* from = qkv + row * row_size;
         Element* keys = key_cache + slots[row] * kv_size;
         Element normed[kMaxHeadDim];
@@ -110,7 +107,7 @@ void rope_and_cache(const typename Type::Element* qkv, const typename Type::Elem
             rope_head<Type>(x, cos + row * head_dim, signed_sin + row * head_dim, head_dim, to);
         }
         std::memcpy(value_cache + slots[row] * kv_size, from, kv_size * sizeof(Element));
-    }
+    });
 }
 
 // out [num_rows, size] = silu(gate) * up, of gate_up [num_rows, 2 * size].
@@ -118,8 +115,7 @@ template <class Type>
 void silu_mul(const typename Type::Element* gate_up, int64_t num_rows, int64_t size,
               typename Type::Element* out, int64_t num_threads) {
     const __m512 one = _mm512_set1_ps(1.0f), minus_log2e = _mm512_set1_ps(-1.44269504f);
-#pragma omp parallel for num_threads(num_threads) if (num_rows * size > kParallelElements)
-    for (int64_t row = 0; row < num_rows; row++) {
+    for_each(num_threads, num_rows, kElementsPerItem / size, [&](int64_t row) {
         const auto *gate = gate_up + row * 2 * size, *up = gate + size;
         for_lanes(size, [&](int64_t i, __mmask16 lanes) {
             const __m512 g = Type::load(gate + i, lanes);
@@ -128,7 +124,7 @@ void silu_mul(const typename Type::Element* gate_up, int64_t num_rows, int64_t s
             Type::store(out + row * size + i, _mm512_mul_ps(silu, Type::load(up + i, lanes)),
                         lanes);
         });
-    }
+    });
 }
 
 }  // namespace

@@ -7,10 +7,9 @@
 // time; threads share (block of rows, panel) pairs, so that a panel stays in the second-level
 // cache while a block of rows passes over it.
 
-#include <omp.h>
-
 #include <algorithm>
 
+#include "threads.h"
 #include "tile_product.h"
 
 namespace trunkline {
@@ -23,14 +22,17 @@ int64_t num_panels(int64_t num_columns) { return (num_columns + kTileWidth - 1) 
 // depth is a whole number of words.
 template <class Type>
 void pack_weight(const typename Type::Element* weight, int64_t num_columns, int64_t depth,
-                 int32_t* packed) {
+                 int32_t* packed, int64_t num_threads) {
     const int64_t num_words = depth / Type::kPerWord;
     const auto* words = reinterpret_cast<const int32_t*>(weight);
-#pragma omp parallel for
-    for (int64_t n = 0; n < num_panels(num_columns) * kTileWidth; n++)
-        for (int64_t k = 0; k < num_words; k++)
-            packed[(n / kTileWidth * num_words + k) * kTileWidth + n % kTileWidth] =
-                n < num_columns ? words[n * num_words + k] : 0;
+    for_each_item(num_threads, num_panels(num_columns), [&](int64_t panel) {
+        for (int64_t column = 0; column < kTileWidth; column++)
+            for (int64_t k = 0; k < num_words; k++) {
+                const int64_t n = panel * kTileWidth + column;
+                packed[(panel * num_words + k) * kTileWidth + column] =
+                    n < num_columns ? words[n * num_words + k] : 0;
+            }
+    });
 }
 
 template <class Type>
@@ -94,11 +96,10 @@ template <class Type>
 void linear(const Product<Type>& product, int64_t num_threads) {
     const int64_t panels = num_panels(product.num_columns);
     const int64_t blocks = (product.num_rows + kBlockRows - 1) / kBlockRows;
-#pragma omp parallel for collapse(2) schedule(dynamic, 1) num_threads(num_threads)
-    for (int64_t block = 0; block < blocks; block++)
-        for (int64_t panel = 0; panel < panels; panel++)
-            compute_block(product, block * kBlockRows,
-                          std::min(product.num_rows, (block + 1) * kBlockRows), panel);
+    for_each_item(num_threads, blocks * panels, [&](int64_t item) {
+        const int64_t row = item / panels * kBlockRows;
+        compute_block(product, row, std::min(product.num_rows, row + kBlockRows), item % panels);
+    });
 }
 
 }  // namespace
@@ -107,8 +108,8 @@ void linear(const Product<Type>& product, int64_t num_threads) {
 extern "C" {
 
 void trunkline_pack_weight_bfloat16(const uint16_t* weight, int64_t num_columns, int64_t depth,
-                                    int32_t* packed) {
-    trunkline::pack_weight<trunkline::BFloat16>(weight, num_columns, depth, packed);
+                                    int32_t* packed, int64_t num_threads) {
+    trunkline::pack_weight<trunkline::BFloat16>(weight, num_columns, depth, packed, num_threads);
 }
 
 void trunkline_linear_bfloat16(const uint16_t* x, const int32_t* packed, const uint16_t* bias,
