@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from trunkline.kernels.native import NativeLibrary
@@ -87,17 +86,7 @@ def paged_attention(
         out.data_ptr(),
         partial_out.data_ptr(),
         partial_lse.data_ptr(),
-        *map(
-            _address,
-            (
-                work.items,
-                work.positions,
-                work.page_tables,
-                work.merged_rows,
-                work.merged_start,
-                work.merged_partials,
-            ),
-        ),
+        *work.addresses,
         len(work.items),
         len(work.merged_rows),
         work.page_tables.shape[1],
@@ -111,7 +100,3 @@ def paged_attention(
     )
     library.call("attention", query.dtype, step)
     return out
-
-
-def _address(array: NDArray) -> int:  # type: ignore[type-arg]  # of any element type
-    return array.ctypes.data

@@ -16,6 +16,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -41,6 +42,9 @@ FLAGS = (
     "-shared",
 )
 
+Argument = Tensor | ctypes.Structure | int | float | None
+CType = type[ctypes.c_int64] | type[ctypes.c_double] | type[ctypes.c_void_p]
+
 SUFFIXES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 logger = logging.getLogger(__name__)
@@ -55,35 +59,45 @@ class NativeLibrary:
 
     def __init__(self, path: Path) -> None:
         self._loaded = ctypes.CDLL(str(path))
+        self._functions: dict[tuple[str, torch.dtype], Callable[..., object]] = {}
 
     def call(
         self,
         operation: str,
         dtype: torch.dtype,
-        *arguments: Tensor | ctypes.Structure | int | float | None,
+        *arguments: Argument,
     ) -> None:
         """Call `trunkline_<operation>_<dtype>`.
 
         Args:
             operation: the function's name.
             dtype: of the elements; one of SUFFIXES.
-            arguments: in the function's order. Tensors and structures are passed by address and
-                must be contiguous; integers are 64 bits wide.
+            arguments: in the function's order and of the same kinds in every call. Tensors and
+                structures are passed by address and must be contiguous; None is no tensor;
+                integers are 64 bits wide.
         """
-        function = self._loaded[f"trunkline_{operation}_{SUFFIXES[dtype]}"]
+        function = self._functions.get((operation, dtype))
+        if function is None:
+            # Told once what it takes, ctypes converts arguments several times as fast.
+            function = self._loaded[f"trunkline_{operation}_{SUFFIXES[dtype]}"]
+            function.argtypes = [_c_type(argument) for argument in arguments]
+            function.restype = None
+            self._functions[operation, dtype] = function
         function(*map(_as_c, arguments))
 
 
-def _as_c(argument: Tensor | ctypes.Structure | int | float | None) -> object:
-    if isinstance(argument, Tensor):
-        return ctypes.c_void_p(argument.data_ptr())
-    if isinstance(argument, ctypes.Structure):
-        return ctypes.byref(argument)
+def _c_type(argument: Argument) -> CType:
     if isinstance(argument, int):
-        return ctypes.c_int64(argument)
-    if isinstance(argument, float):
-        return ctypes.c_double(argument)
-    return ctypes.c_void_p(None)
+        return ctypes.c_int64
+    return ctypes.c_double if isinstance(argument, float) else ctypes.c_void_p
+
+
+def _as_c(argument: Argument) -> int | float | None:
+    if isinstance(argument, Tensor):
+        return argument.data_ptr()
+    if isinstance(argument, ctypes.Structure):
+        return ctypes.addressof(argument)
+    return argument
 
 
 def native_for(tensor: Tensor) -> NativeLibrary | None:

@@ -11,6 +11,13 @@ from torch import Tensor
 
 from trunkline.kernels.spans import SpanList
 
+# Mass of a row's most likely token when a token is drawn.
+MASS_OF_LARGEST = 2**30
+# Lower temperatures than this, but for 0, count as this; its inverse is a normal number.
+LEAST_TEMPERATURE = 1e-20
+# What float8 e4m3 holds at most.
+FP8_MAX = 448.0
+
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Root-mean-square normalisation over the last dimension, computed in float32.
@@ -59,20 +66,34 @@ def silu_mul(gate_up: Tensor) -> Tensor:
 
 
 def write_kv(
-    key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor
+    key: Tensor,
+    value: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    slots: Tensor,
+    key_scale: float = 1.0,
+    value_scale: float = 1.0,
 ) -> None:
     """Store each row's key and value in its cache slot.
 
     Args:
         key: [num_rows, num_kv_heads, head_dim]
         value: like `key`.
-        key_cache: [num_pages, page_size, num_kv_heads, head_dim], written to.
+        key_cache: [num_pages, page_size, num_kv_heads, head_dim] in the key's dtype or
+            float8_e4m3fn, written to.
         value_cache: like `key_cache`.
-        slots: [num_rows] page * page_size + offset
+        slots: [num_rows] page * page_size + offset; -1: the row is padding and is not stored.
+        key_scale: what a stored float8 key is multiplied by to give the key.
+        value_scale: the same for the value.
     """
     page_size = key_cache.shape[1]
-    key_cache[slots // page_size, slots % page_size] = key
-    value_cache[slots // page_size, slots % page_size] = value
+    is_stored = slots >= 0
+    slots = slots[is_stored]
+    for cache, rows, scale in ((key_cache, key, key_scale), (value_cache, value, value_scale)):
+        stored = rows[is_stored]
+        if cache.dtype == torch.float8_e4m3fn:
+            stored = (stored.float() * (1.0 / scale)).clamp(-FP8_MAX, FP8_MAX)
+        cache[slots // page_size, slots % page_size] = stored.to(cache.dtype)
 
 
 def paged_attention(
@@ -82,6 +103,7 @@ def paged_attention(
     spans: SpanList,
     scale: float,
     window: int | None = None,
+    soft_cap: float | None = None,
 ) -> Tensor:
     """Attention of each row over its spans, computed span by span and merged, in float32.
 
@@ -92,6 +114,7 @@ def paged_attention(
         spans: which rows attend to which keys.
         scale: multiplies the scores.
         window: a row sees only the last `window` positions up to its own; None: all.
+        soft_cap: scores s become soft_cap * tanh(s / soft_cap); None: they stay.
 
     Returns:
         [num_rows, num_heads, head_dim] in the query's dtype.
@@ -116,6 +139,8 @@ def paged_attention(
         if window is not None:
             visible &= key_positions > row_positions - window
         scores = torch.einsum("rhd,khd->rhk", query[rows].float(), key) * scale
+        if soft_cap is not None:
+            scores = soft_cap * (scores / soft_cap).tanh()
         scores.masked_fill_(~visible.to(query.device).unsqueeze(1), -torch.inf)
         lse = scores.logsumexp(-1)
         probabilities = (scores - lse.unsqueeze(-1)).exp().nan_to_num(nan=0.0)
@@ -139,3 +164,49 @@ def merge_partials(
     weight_a = (lse_a - lse).exp().nan_to_num(nan=0.0).unsqueeze(-1)
     weight_b = (lse_b - lse).exp().nan_to_num(nan=0.0).unsqueeze(-1)
     return out_a * weight_a + out_b * weight_b, lse
+
+
+def sample_rows(
+    logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, uniform: Tensor
+) -> Tensor:
+    """The token of each row, by its logits and the number that was drawn for it.
+
+    A token's probability is softmax(logits / temperature). Top-k leaves the tokens whose logit is
+    at least the k-th largest. Of these, top-p leaves the tokens for which all that are strictly
+    more likely have less than the share `top_p` of the probability. Equal tokens stay or go
+    together, and the most likely ones always stay. Of what is left, in the order of the vocabulary,
+    the token is taken at which the running sum of the probabilities passes the share `uniform`.
+
+    Probabilities are handled as integers, a token's *mass*: 2^30 for the most likely token, the
+    others in proportion and rounded down. Sums of masses are exact in any order, so that the token
+    depends neither on how a row is cut up nor on the device, but for the last bits of its `exp`.
+
+    Args:
+        logits: [num_rows, vocab_size], in each row at least one finite, the others not above it.
+        temperature: [num_rows] float32; 0: the largest logit, the first among equals.
+        top_k: [num_rows] int32; 0 or beyond the vocabulary: no restriction.
+        top_p: [num_rows] float32 in [0, 1]; 1: no restriction.
+        uniform: [num_rows] float32 in [0, 1), multiples of 2^-24.
+
+    Returns:
+        [num_rows] int64
+    """
+    tokens = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
+    for row, scores in enumerate(logits.float()):
+        if temperature[row] == 0:
+            tokens[row] = scores.argmax()
+            continue
+        inverse = 1.0 / temperature[row].clamp_min(LEAST_TEMPERATURE)
+        mass = (((scores - scores.max()) * inverse).exp() * MASS_OF_LARGEST).long()
+        if 0 < top_k[row] < len(scores):
+            mass[scores < scores.topk(int(top_k[row])).values[-1]] = 0
+        distinct, group = scores.unique(return_inverse=True)
+        group_mass = torch.zeros(len(distinct), dtype=torch.int64, device=logits.device)
+        group_mass.index_add_(0, group, mass)
+        more_likely = group_mass.sum() - group_mass.cumsum(0)
+        is_kept = more_likely.double() < top_p[row].double() * mass.sum().double()
+        is_kept[-1] = True
+        mass[~is_kept[group]] = 0
+        target = (uniform[row].double() * mass.sum().double()).long()
+        tokens[row] = torch.searchsorted(mass.cumsum(0), target, right=True)
+    return tokens

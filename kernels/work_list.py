@@ -1,9 +1,10 @@
-"""The spans of one step as the items of the native attention kernel.
+"""The spans of one step as the items of an attention kernel.
 
-A span is cut into items of like cost, so that threads share them evenly: into tiles of rows, and,
-where a few long spans would leave threads idle, along its keys. A causal tile ends at the position
-of its last row. Items are listed by falling cost: threads take them from the front, and what is
-left at the end is small.
+A span is cut into items of like cost, so that workers (threads of a CPU, programs of a GPU) share
+them evenly: into tiles of rows, and, where a few long spans would leave workers idle, along its
+keys. A causal tile ends at the position of its last row. Items are listed by kind, the largest
+tiles first, and by falling cost: workers take them from the front, and what is left at the end is
+small.
 
 Rows covered by one item are finished by it. For the others each item leaves partial results, one
 after another in the order of the items, and a list says which of them belong to a row:
@@ -16,6 +17,7 @@ after another in the order of the items, and a list says which of them belong to
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,13 +27,38 @@ from trunkline.kernels.spans import SpanList
 
 Int64Array = NDArray[np.int64]
 
-# Rows of an item: enough to pay for packing its keys.
-TILE_ROWS = 32
-# Fewer keys than this are not split off.
-MIN_ITEM_KEYS = 256
-# Items are cut so that a thread has at least so many of them, if they can be.
-ITEMS_PER_THREAD = 4
 ALL_POSITIONS = 2**62
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How a kernel wants its items cut."""
+
+    # Most rows of a tile of each kind, falling. A tile is of the last kind that holds it.
+    kind_rows: tuple[int, ...]
+    # Cost of a key, for each kind and for each row; only ratios matter.
+    kind_key_cost: tuple[float, ...]
+    row_key_cost: float
+    # Tiles of a span are of like height; else all but the last are full.
+    even_tiles: bool
+    # Fewer keys than this are not split off.
+    min_part_keys: int
+    # Keys are split at positions divisible by this; at most min_part_keys.
+    part_multiple: int
+    # Items are cut so that a worker has at least so many of them, if they can be.
+    items_per_worker: int
+
+
+# 32 rows are enough to pay for packing the keys.
+CPU_TILING = Tiling(
+    kind_rows=(32,),
+    kind_key_cost=(0,),
+    row_key_cost=1,
+    even_tiles=True,
+    min_part_keys=256,
+    part_multiple=1,
+    items_per_worker=4,
+)
 
 
 @dataclass(frozen=True)
@@ -40,6 +67,7 @@ class WorkList:
 
     # row_start, row_end, entry, kv_start, kv_end, causal, first partial result or -1
     items: Int64Array  # [num_items, 7]
+    kind_ends: Int64Array  # [num_kinds] where the items of each kind of tile end
     positions: Int64Array  # [num_rows] token position
     page_tables: Int64Array  # [num_entries, max_pages]
     page_size: int  # tokens
@@ -49,16 +77,34 @@ class WorkList:
     merged_start: Int64Array  # [num_merged + 1] where a row's begin in merged_partials
     merged_partials: Int64Array  # [num_partials]
 
+    @functools.cached_property
+    def addresses(self) -> tuple[int, ...]:
+        """Where items, positions, page tables and the three merge lists lie, for native code."""
+        arrays = (
+            self.items,
+            self.positions,
+            self.page_tables,
+            self.merged_rows,
+            self.merged_start,
+            self.merged_partials,
+        )
+        return tuple(array.ctypes.data for array in arrays)
 
-def build_work_list(spans: SpanList, window: int | None, num_threads: int) -> WorkList:
+
+def build_work_list(
+    spans: SpanList, window: int | None, num_workers: int, tiling: Tiling = CPU_TILING
+) -> WorkList:
     """Cut `spans` into items.
 
     Args:
         spans: the step's spans.
         window: a row sees only the last `window` positions up to its own; None: all.
-        num_threads: that will share the items.
+        num_workers: that will share the items.
+        tiling: how the kernel wants them.
     """
-    span, row_start, row_end = _row_tiles(spans)
+    span, row_start, row_end = _row_tiles(spans, tiling)
+    rising = tiling.kind_rows[::-1]
+    kind = len(rising) - 1 - np.searchsorted(rising, row_end - row_start)
     kv_start, kv_end = spans.kv_start[span], spans.kv_end[span]
     causal = spans.causal[span]
     kv_end = np.where(causal, kv_end - (spans.row_end[span] - row_end), kv_end)
@@ -67,16 +113,18 @@ def build_work_list(spans: SpanList, window: int | None, num_threads: int) -> Wo
         bounds = np.stack([row_start, row_end], 1).ravel()
         lowest = np.minimum.reduceat(np.append(spans.positions, 0), bounds)[::2]
         kv_start = np.clip(lowest - window + 1, kv_start, kv_end - 1)
-    item, kv_start, kv_end = _key_ranges(row_end - row_start, kv_start, kv_end, num_threads)
-    row_start, row_end, span, causal = row_start[item], row_end[item], span[item], causal[item]
+    key_cost = np.array(tiling.kind_key_cost)[kind] + tiling.row_key_cost * (row_end - row_start)
+    tile, kv_start, kv_end = _key_ranges(key_cost, kv_start, kv_end, num_workers, tiling)
 
-    order = np.argsort(-(row_end - row_start) * (kv_end - kv_start), kind="stable")
-    items = np.stack(
-        [row_start, row_end, spans.entry[span], kv_start, kv_end, causal, np.full_like(span, -1)], 1
-    )[order]
+    order = np.lexsort((-key_cost[tile] * (kv_end - kv_start), kind[tile]))
+    tile, kv_start, kv_end = tile[order], kv_start[order], kv_end[order]
+    first_partial = np.full_like(tile, -1)
+    columns = (row_start[tile], row_end[tile], spans.entry[span[tile]], kv_start, kv_end)
+    items = np.stack([*columns, causal[tile], first_partial], 1)
     merged = _merge_lists(items, spans.num_rows)
     return WorkList(
         items=items,
+        kind_ends=np.cumsum(np.bincount(kind[tile], minlength=len(rising))),
         positions=spans.positions,
         page_tables=np.ascontiguousarray(spans.page_tables),
         page_size=spans.page_size,
@@ -88,28 +136,43 @@ def build_work_list(spans: SpanList, window: int | None, num_threads: int) -> Wo
     )
 
 
-def _row_tiles(spans: SpanList) -> tuple[Int64Array, Int64Array, Int64Array]:
-    """Each tile's span, first row and last row (exclusive); tiles of a span are of like height."""
+def _row_tiles(spans: SpanList, tiling: Tiling) -> tuple[Int64Array, Int64Array, Int64Array]:
+    """Each tile's span, first row and last row (exclusive)."""
     num_rows = spans.row_end - spans.row_start
-    num_tiles = -(-num_rows // TILE_ROWS)
+    most_rows = tiling.kind_rows[0]
+    num_tiles = -(-num_rows // most_rows)
     span, index = _repeat(num_tiles)
-    start = spans.row_start[span] + index * num_rows[span] // num_tiles[span]
-    end = spans.row_start[span] + (index + 1) * num_rows[span] // num_tiles[span]
-    return span, start, end
+    if tiling.even_tiles:
+        start = index * num_rows[span] // num_tiles[span]
+        end = (index + 1) * num_rows[span] // num_tiles[span]
+    else:
+        start = index * most_rows
+        end = np.minimum(start + most_rows, num_rows[span])
+    return span, spans.row_start[span] + start, spans.row_start[span] + end
 
 
 def _key_ranges(
-    num_rows: Int64Array, kv_start: Int64Array, kv_end: Int64Array, num_threads: int
+    key_cost: NDArray[np.float64],
+    kv_start: Int64Array,
+    kv_end: Int64Array,
+    num_workers: int,
+    tiling: Tiling,
 ) -> tuple[Int64Array, Int64Array, Int64Array]:
     """Each part's tile, first key and last key (exclusive)."""
     num_keys = kv_end - kv_start
-    cost = num_rows * num_keys
-    share = max(int(cost.sum()) // (num_threads * ITEMS_PER_THREAD), 1)
-    num_parts = np.minimum(-(-cost // share), np.maximum(num_keys // MIN_ITEM_KEYS, 1))
+    cost = key_cost * num_keys
+    share = max(float(cost.sum()) // (num_workers * tiling.items_per_worker), 1.0)
+    most_parts = np.maximum(num_keys // tiling.min_part_keys, 1)
+    num_parts = np.minimum(np.ceil(cost / share).astype(np.int64), most_parts)
     tile, index = _repeat(num_parts)
-    start = kv_start[tile] + index * num_keys[tile] // num_parts[tile]
-    end = kv_start[tile] + (index + 1) * num_keys[tile] // num_parts[tile]
-    return tile, start, end
+
+    def boundary(index: Int64Array) -> Int64Array:
+        position = kv_start[tile] + index * num_keys[tile] // num_parts[tile]
+        is_inner = (index > 0) & (index < num_parts[tile])
+        rounded: Int64Array = position - is_inner * (position % tiling.part_multiple)
+        return rounded
+
+    return tile, boundary(index), boundary(index + 1)
 
 
 def _repeat(counts: Int64Array) -> tuple[Int64Array, Int64Array]:

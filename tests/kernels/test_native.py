@@ -13,7 +13,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from trunkline.kernels import attention_native, dispatch, elementwise_native, native, reference
+from trunkline.kernels import (
+    attention_native,
+    dispatch,
+    elementwise_native,
+    native,
+    reference,
+    sampling_native,
+)
 from trunkline.kernels.dispatch import AttentionPlan
 from trunkline.kernels.linear import Linear
 from trunkline.kernels.native import NativeLibrary, NativeUnavailableError
@@ -200,6 +207,18 @@ def test_silu_mul(library: NativeLibrary, dtype: torch.dtype, size: int) -> None
     gate_up = (10 * torch.randn(5, 2 * size)).to(dtype)
     gate_up[0, 0], gate_up[1, 0] = -200.0, 200.0
     close(elementwise_native.silu_mul(library, gate_up), reference.silu_mul(gate_up))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [1, 15, 16, 17, 1000])
+def test_largest(library: NativeLibrary, dtype: torch.dtype, size: int) -> None:
+    generator = torch.Generator().manual_seed(size)
+    # Few different values, so that the largest comes more than once.
+    logits = torch.randint(-9, 9, (70, size), generator=generator).to(dtype)
+    logits[3] = -torch.inf
+    logits[4, -1] = 1e4
+    expected = (logits == logits.amax(-1, keepdim=True)).int().argmax(-1)
+    assert torch.equal(sampling_native.largest(library, logits), expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
