@@ -107,6 +107,21 @@ class Agenda:
         node = max(idle, key=self._next_use)
         return node, self._next_use(node)
 
+    def drop_idle_needed_after(self, rank: int) -> bool:
+        """Drop the idle shared node that is needed last, if that is later than `rank`.
+
+        The plan knows when each node is needed next, so this is Belady's choice. When nothing is
+        running, all that the sequence at `rank` does not use may go.
+
+        Returns:
+            Whether a node was dropped.
+        """
+        furthest = self.furthest_idle()
+        if furthest is None or furthest[1] <= rank:
+            return False
+        self.nodes.drop(furthest[0])
+        return True
+
     def _next_use(self, node: int) -> int:
         tree = self.plan.tree
         below = self._rank_of_leaf[tree.first[node] : tree.last[node]]

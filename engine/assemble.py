@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from trunkline.engine.admission import Admission, Limits
 from trunkline.engine.calibration import measure_device, shape_of
-from trunkline.engine.config import Device, EngineConfig
+from trunkline.engine.config import Device, EngineConfig, KVCacheDtype
 from trunkline.engine.core import Engine
 from trunkline.engine.default_model import ModelNotFoundError, resolve_model
+from trunkline.engine.gpu_memory import measure_kv_budget, warm_up
+from trunkline.engine.gpu_runner import GpuRunner
 from trunkline.engine.kv_cache import KVCache, allocate_kv_cache, num_pages_for
 from trunkline.engine.model.config import UnsupportedModelError
+from trunkline.engine.model.decoder import Decoder
 from trunkline.engine.model.weights import (
     LoadedModel,
     WeightsError,
@@ -24,13 +29,17 @@ from trunkline.engine.model.weights import (
 from trunkline.engine.plan_summary import PlanSummariser
 from trunkline.engine.runner import Runner, configure_host
 from trunkline.engine.scheduler_config import SchedulerConfig
+from trunkline.engine.step_runner import StepRunner
 from trunkline.engine.tokenizer import Tokenizer
+from trunkline.kernels.gpu.launch import triton_for
+from trunkline.kernels.gpu.tuning import FP8
 from trunkline.options import ConfigError
 from trunkline.store.model_names import served_name
 
 # Of the memory that is free once the weights are loaded.
 CPU_KV_SHARE = 0.25
-CUDA_KV_SHARE = 0.85
+# Of a GPU's, where Triton is missing and nothing is known of what a step takes.
+TORCH_KV_SHARE = 0.7
 
 
 @dataclass(frozen=True)
@@ -59,36 +68,38 @@ def assemble(config: EngineConfig) -> Assembly:
     try:
         folder = resolve_model(config.model, config.cache_dir.expanduser())
         dtype = resolve_dtype(config.dtype, device)
+        tokenizer = _tokenizer(folder)
         model = load_model(folder, dtype, device, config.load_format)
     except (ModelNotFoundError, WeightsError, UnsupportedModelError, FileNotFoundError) as error:
         raise ConfigError(f"--model {config.model}: {error}") from error
     max_model_tokens = min(
         config.max_model_tokens or model.config.max_context_tokens, model.config.max_context_tokens
     )
+    kv_dtype = _kv_dtype(config.kv_cache_dtype, model.decoder)
+    hardware = measure_device(device, dtype, memory_bytes=0.0)
+    max_batch_tokens = config.max_batch_tokens or hardware.step_tokens
     try:
-        num_pages = num_pages_for(
-            model.config,
-            dtype,
-            config.page_size,
-            config.kv_cache_bytes or _free_kv_bytes(device),
+        kv_bytes = config.kv_cache_bytes or _free_kv_bytes(
+            model.decoder, kv_dtype, config.page_size, max_batch_tokens
         )
+        num_pages = num_pages_for(model.config, kv_dtype, config.page_size, kv_bytes)
+        cache = allocate_kv_cache(model.config, kv_dtype, device, num_pages, config.page_size)
+        runner = _runner(model.decoder, cache, max_batch_tokens, cuda_graphs=config.cuda_graphs)
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    cache = allocate_kv_cache(model.config, dtype, device, num_pages, config.page_size)
-    hardware = measure_device(device, dtype, _memory_bytes(cache, model))
+    hardware = dataclasses.replace(hardware, memory_bytes=_memory_bytes(cache, model))
     scheduler_config = SchedulerConfig(
         page_size=config.page_size,
         num_pages=num_pages,
-        max_batch_tokens=config.max_batch_tokens or hardware.step_tokens,
+        max_batch_tokens=max_batch_tokens,
         policy=config.scheduler,
         sharing=config.prefix_sharing,
         order=config.order,
         grouping=config.grouping,
     )
-    tokenizer = Tokenizer(folder)
     limits = Limits(max_model_tokens, scheduler_config.capacity_tokens)
     return Assembly(
-        engine=Engine(scheduler_config, Runner(model.decoder, cache), tokenizer),
+        engine=Engine(scheduler_config, runner, tokenizer),
         admission=Admission(tokenizer, limits),
         model_name=config.served_model_name or served_name(config.model),
         device=str(device),
@@ -113,9 +124,42 @@ def _device(wanted: Device) -> torch.device:
     return torch.device("cuda")
 
 
-def _free_kv_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return int(free * CUDA_KV_SHARE)
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return int(free * CPU_KV_SHARE)
+def _tokenizer(folder: Path) -> Tokenizer:
+    try:
+        return Tokenizer(folder)
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(f"{folder} has no tokenizer that transformers can load") from error
+
+
+def _kv_dtype(wanted: KVCacheDtype, decoder: Decoder) -> torch.dtype:
+    if wanted is KVCacheDtype.AUTO:
+        return decoder.dtype
+    if not triton_for(decoder.embedding):
+        raise ConfigError(
+            f"--kv-cache-dtype is {wanted.value!r}, which takes a GPU and Triton; the device here "
+            f"is {str(decoder.device)!r}, use 'auto'"
+        )
+    return FP8
+
+
+def _free_kv_bytes(
+    decoder: Decoder, kv_dtype: torch.dtype, page_size: int, max_batch_tokens: int
+) -> int:
+    if decoder.device.type == "cpu":
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return int(free * CPU_KV_SHARE)
+    if triton_for(decoder.embedding):
+        return measure_kv_budget(decoder, kv_dtype, page_size, max_batch_tokens)
+    free, _ = torch.cuda.mem_get_info(decoder.device)
+    return int(free * TORCH_KV_SHARE)
+
+
+def _runner(
+    decoder: Decoder, cache: KVCache, max_batch_tokens: int, *, cuda_graphs: bool
+) -> StepRunner:
+    """The runner for the decoder's device, ready to run at full speed."""
+    if not triton_for(decoder.embedding):
+        return Runner(decoder, cache)
+    runner = GpuRunner(decoder, cache, max_batch_tokens=max_batch_tokens, cuda_graphs=cuda_graphs)
+    warm_up(runner)
+    return runner

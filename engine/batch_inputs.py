@@ -45,7 +45,7 @@ def build_inputs(
         last_tokens: [num_slots] the token that each slot sampled last, on the decoder's device.
     """
     device = last_tokens.device
-    spans = _span_list(plan, page_size)
+    spans = span_list(plan, page_size)
     last_rows = np.cumsum(plan.entry_length, dtype=np.int64) - 1
     sampled = np.flatnonzero(plan.entry_samples)
     slots = plan.entry_sequence[sampled]
@@ -56,7 +56,8 @@ def build_inputs(
         positions=_to(plan.positions, device),
         write_slots=_to(plan.write_slots, device),
         attention={window: AttentionPlan(spans, device, window) for window in set(config.windows)},
-        logit_rows=_to(last_rows[sampled], device),
+        # Rows that are sampled are in order, so all of them are the rows as they are.
+        wanted_rows=None if len(sampled) == plan.num_rows else _to(last_rows[sampled], device),
     )
     return StepInputs(
         decoder=decoder,
@@ -78,7 +79,8 @@ def _token_ids(plan: StepPlan, last_tokens: Tensor) -> Tensor:
     return token_ids
 
 
-def _span_list(plan: StepPlan, page_size: int) -> SpanList:
+def span_list(plan: StepPlan, page_size: int) -> SpanList:
+    """The plan's spans, as the kernels take them."""
     spans = plan.spans
     return SpanList(
         row_start=spans.row_start.astype(np.int64),

@@ -31,6 +31,7 @@ MODEL_OPTIONS = (
     "max_model_tokens",
     "page_size",
     "kv_cache_bytes",
+    "kv_cache_dtype",
     "max_batch_tokens",
     "scheduler",
     "prefix_sharing",

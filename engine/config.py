@@ -10,6 +10,7 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from trunkline.engine.model.load_format import LoadFormat
 from trunkline.engine.ordering import Order
 from trunkline.engine.planner import Grouping, Sharing
 from trunkline.engine.scheduler_config import Policy
@@ -25,7 +26,7 @@ class Device(StrEnum):
 
 
 class Dtype(StrEnum):
-    """The number format of weights, activations and KV cache."""
+    """The number format of weights and activations, and of the KV cache unless it has its own."""
 
     AUTO = "auto"  # bfloat16 on GPUs and on CPUs with instructions for it, else float32
     FLOAT32 = "float32"
@@ -33,13 +34,11 @@ class Dtype(StrEnum):
     FLOAT16 = "float16"
 
 
-class LoadFormat(StrEnum):
-    """How the weights are stored."""
+class KVCacheDtype(StrEnum):
+    """The number format of the KV cache."""
 
-    AUTO = "auto"
-    SAFETENSORS = "safetensors"
-    GGUF = "gguf"  # converted once to safetensors, in the cache folder
-    DUMMY = "dummy"  # random weights of the model's shape, for benchmarks
+    AUTO = "auto"  # that of the activations
+    FP8 = "fp8"  # float8 e4m3: half the memory, on GPUs with Triton
 
 
 class EngineConfig(BaseSettings):
@@ -59,7 +58,7 @@ class EngineConfig(BaseSettings):
         Path("~/.cache/trunkline"), description="Folder for fetched and converted models."
     )
     device: Device = Field(Device.AUTO, description="Where the model runs.")
-    dtype: Dtype = Field(Dtype.AUTO, description="Number format of weights and KV cache.")
+    dtype: Dtype = Field(Dtype.AUTO, description="Number format of weights and activations.")
     load_format: LoadFormat = Field(LoadFormat.AUTO, description="How the weights are stored.")
     max_model_tokens: int | None = Field(
         None, ge=1, description="Longest sequence; the model's context unless given. Tokens."
@@ -70,6 +69,11 @@ class EngineConfig(BaseSettings):
         ge=1,
         description="Size of the KV cache; unless given, what is left on a GPU, or a quarter of "
         "the free memory of a CPU machine. Bytes.",
+    )
+    kv_cache_dtype: KVCacheDtype = Field(
+        KVCacheDtype.AUTO,
+        description="Number format of the KV cache; that of the activations, or fp8 (e4m3) on a "
+        "GPU with Triton.",
     )
     max_batch_tokens: int | None = Field(
         None,
@@ -91,6 +95,9 @@ class EngineConfig(BaseSettings):
     )
     threads: int | None = Field(
         None, ge=1, description="CPU threads; one per usable core unless given."
+    )
+    cuda_graphs: bool = Field(
+        True, description="Record the launches of a step on a GPU and replay them."
     )
     engine_name: str = Field(
         default_factory=lambda: f"engine-{socket.gethostname()}-{os.getpid()}",

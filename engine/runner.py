@@ -1,32 +1,43 @@
-"""Runs one step: the plan's rows through the decoder, the sampled tokens back."""
+"""Runs steps with PyTorch on the host: the plan's rows through the decoder, the tokens back."""
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from trunkline.engine.batch_inputs import build_inputs
 from trunkline.engine.kv_cache import KVCache
+from trunkline.engine.logprobs import WantedLogprobs, find_logprobs
 from trunkline.engine.model.decoder import Decoder
-from trunkline.engine.sampler import sample, token_logprobs
+from trunkline.engine.sampler import sample
 from trunkline.engine.sequence import Sequence
-from trunkline.engine.step_plan import StepPlan, StepResult
+from trunkline.engine.step_plan import StepPlan, StepResult, TokenLogprobs
 
 # glibc's mallopt parameters.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 class Runner:
-    """Owns the decoder, the KV cache and the tokens that have not reached the host yet."""
+    """Owns the decoder, the KV cache and the tokens that have not reached the host yet.
 
-    def __init__(self, decoder: Decoder, cache: KVCache) -> None:
+    A step is through when `submit` returns. With a lookahead the engine plans ahead nevertheless,
+    as it does with a device that works beside the host.
+    """
+
+    def __init__(self, decoder: Decoder, cache: KVCache, lookahead: int = 0) -> None:
+        self.lookahead = lookahead
         self._decoder = decoder
         self._cache = cache
         # [num_slots] the token that each slot sampled last.
         self._last_tokens = torch.zeros(64, dtype=torch.int64, device=decoder.device)
+
+    def submit(self, plan: StepPlan, sequences: Mapping[int, Sequence]) -> DoneStep:
+        """See `StepRunner.submit`."""
+        return DoneStep(self.run(plan, sequences))
 
     @torch.inference_mode()
     def run(self, plan: StepPlan, sequences: Mapping[int, Sequence]) -> StepResult:
@@ -47,8 +58,17 @@ class Runner:
             step=plan.step,
             sequence=inputs.sample_slots,
             token_ids=tokens.to("cpu", torch.int32).numpy(),
-            logprobs=token_logprobs(logits, tokens, inputs.sampling),
+            logprobs=self._logprobs(logits, tokens, inputs.sampling.num_top_logprobs),
         )
+
+    def _logprobs(
+        self, logits: Tensor, tokens: Tensor, num_top_logprobs: tuple[int | None, ...]
+    ) -> tuple[TokenLogprobs | None, ...]:
+        wanted = WantedLogprobs.of(num_top_logprobs)
+        if wanted is None:
+            return (None,) * len(num_top_logprobs)
+        rows = torch.from_numpy(wanted.rows).to(logits.device)
+        return find_logprobs(logits, tokens, wanted, rows).to_host().by_row()
 
     def _remember(self, slots: list[int], tokens: Tensor) -> None:
         self._last_tokens[torch.tensor(slots, dtype=torch.int64, device=tokens.device)] = tokens
@@ -59,6 +79,16 @@ class Runner:
             grown = self._last_tokens.new_zeros(max(num_slots, 2 * old))
             grown[:old] = self._last_tokens
             self._last_tokens = grown
+
+
+@dataclass(frozen=True)
+class DoneStep:
+    """A step that has its result."""
+
+    done: StepResult
+
+    def result(self) -> StepResult:
+        return self.done
 
 
 def configure_host(num_threads: int) -> None:

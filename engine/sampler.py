@@ -18,11 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trunkline.engine.sequence import Sequence
-from trunkline.engine.step_plan import TokenLogprobs
-
-# Candidates that are sorted at first where top-p restricts a row; the whole vocabulary is sorted
-# for the few rows whose probability is spread over more.
-FIRST_CANDIDATES = 1024
+from trunkline.kernels.dispatch import sample_rows
 
 
 @dataclass(frozen=True)
@@ -46,12 +42,10 @@ class SamplingBatch:
 
     num_rows: int
     edits: LogitEdits | None  # None: no row has any
-    # The rows that are not greedy, and their settings.
-    random_rows: Tensor  # [num_random] int64
-    temperature: Tensor  # [num_random] float32
-    top_k: Tensor  # [num_random] int64, 0: no restriction
-    top_p: Tensor  # [num_random] float32
-    uniform: Tensor  # [num_random] float32 in [0, 1)
+    temperature: Tensor  # [num_rows] float32, 0: greedy
+    top_k: Tensor  # [num_rows] int32, 0: no restriction
+    top_p: Tensor  # [num_rows] float32
+    uniform: Tensor  # [num_rows] float32 in [0, 1)
     num_top_logprobs: tuple[int | None, ...]  # [num_rows] None: no log-probabilities
 
 
@@ -70,22 +64,26 @@ def sampling_batch(
         device: where the tensors are put.
     """
     params = [sequence.sampling for sequence in sequences]
-    random_rows = np.array([i for i, p in enumerate(params) if not p.is_greedy], dtype=np.int64)
-    chosen = [params[i] for i in random_rows.tolist()]
-    seeds = np.array([p.seed & 0xFFFFFFFFFFFFFFFF for p in chosen], dtype=np.uint64)
-
-    def tensor(values: list[float], dtype: torch.dtype) -> Tensor:
-        return torch.tensor(values, dtype=dtype, device=device)
-
+    # One array, so that the device gets it in one piece.
+    settings = np.zeros((4, len(params)), dtype=np.int32)
+    temperature, top_p, uniform = (settings[i].view(np.float32) for i in (0, 2, 3))
+    temperature[:] = [p.temperature for p in params]
+    random_rows = temperature.nonzero()[0]
+    if len(random_rows):
+        chosen = [params[row] for row in random_rows.tolist()]
+        seeds = np.array([p.seed & 0xFFFFFFFFFFFFFFFF for p in chosen], dtype=np.uint64)
+        settings[1, random_rows] = [min(p.top_k, vocab_size) for p in chosen]
+        top_p[random_rows] = [p.top_p for p in chosen]
+        uniform[random_rows] = counter_uniform(seeds, positions[random_rows])
+    on_device = torch.from_numpy(settings).to(device)
     return SamplingBatch(
         num_rows=len(params),
         edits=_logit_edits(sequences, positions, vocab_size, device),
-        random_rows=torch.from_numpy(random_rows).to(device),
-        temperature=tensor([p.temperature for p in chosen], torch.float32),
-        top_k=tensor([p.top_k for p in chosen], torch.int64),
-        top_p=tensor([p.top_p for p in chosen], torch.float32),
-        uniform=torch.from_numpy(counter_uniform(seeds, positions[random_rows])).to(device),
-        num_top_logprobs=tuple(p.num_top_logprobs for p in params),
+        temperature=on_device[0].view(torch.float32),
+        top_k=on_device[1],
+        top_p=on_device[2].view(torch.float32),
+        uniform=on_device[3].view(torch.float32),
+        num_top_logprobs=tuple([p.num_top_logprobs for p in params]),
     )
 
 
@@ -98,42 +96,7 @@ def sample(logits: Tensor, batch: SamplingBatch) -> Tensor:
     """
     if batch.edits is not None:
         logits = _edited(logits, batch.edits)
-    tokens = logits.argmax(-1)
-    if len(batch.random_rows):
-        chosen = logits.index_select(0, batch.random_rows).float()
-        chosen = chosen.div_(batch.temperature.unsqueeze(1))
-        tokens[batch.random_rows] = _draw(chosen, batch)
-    return tokens
-
-
-def token_logprobs(
-    logits: Tensor, tokens: Tensor, batch: SamplingBatch
-) -> tuple[TokenLogprobs | None, ...]:
-    """Log-probabilities of the rows that ask for them, from the logits as the model gave them.
-
-    Args:
-        logits: [num_rows, vocab_size]
-        tokens: [num_rows] the tokens that were sampled.
-        batch: says which rows ask for how many.
-    """
-    wanted = [i for i, count in enumerate(batch.num_top_logprobs) if count is not None]
-    results: list[TokenLogprobs | None] = [None] * batch.num_rows
-    if not wanted:
-        return tuple(results)
-    rows = torch.tensor(wanted, device=logits.device)
-    logprobs = logits.index_select(0, rows).float().log_softmax(-1)
-    sampled = logprobs.gather(1, tokens[rows].unsqueeze(1)).squeeze(1).tolist()
-    most = max(batch.num_top_logprobs[row] or 0 for row in wanted)
-    top = logprobs.topk(min(most, logits.shape[1]), dim=-1)
-    top_values, top_ids = top.values.tolist(), top.indices.tolist()
-    for i, row in enumerate(wanted):
-        count = batch.num_top_logprobs[row] or 0
-        results[row] = TokenLogprobs(
-            sampled=sampled[i],
-            top_ids=tuple(top_ids[i][:count]),
-            top_logprobs=tuple(top_values[i][:count]),
-        )
-    return tuple(results)
+    return sample_rows(logits, batch.temperature, batch.top_k, batch.top_p, batch.uniform)
 
 
 def counter_uniform(seeds: NDArray[np.uint64], positions: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -164,6 +127,8 @@ def _logit_edits(
     subtract: list[tuple[int, int, float]] = []
     for row, sequence in enumerate(sequences):
         params = sequence.sampling
+        if not (params.logit_bias or params.min_tokens or params.has_penalties):
+            continue
         add += [(row, token, bias) for token, bias in params.logit_bias if token < vocab_size]
         if positions[row] - len(sequence.prompt) < params.min_tokens:
             add += [(row, t, -np.inf) for t in params.stop_token_ids if t < vocab_size]
@@ -200,57 +165,3 @@ def _edited(logits: Tensor, edits: LogitEdits) -> Tensor:
     logits.index_put_(edits.repeat_at, penalised)
     logits.index_put_(edits.subtract_at, -edits.subtract, accumulate=True)
     return logits
-
-
-def _draw(logits: Tensor, batch: SamplingBatch) -> Tensor:
-    """[num_random] tokens drawn from softmax(logits) under top-k and top-p."""
-    tokens = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
-    restricted = (batch.top_k > 0) | (batch.top_p < 1.0)
-    free = (~restricted).nonzero().squeeze(1)
-    if len(free):
-        weights = logits.index_select(0, free).softmax(-1)
-        tokens[free] = _invert(weights, batch.uniform[free])
-    rows = restricted.nonzero().squeeze(1)
-    if not len(rows):
-        return tokens
-    vocab_size = logits.shape[1]
-    top_k = torch.where(batch.top_k > 0, batch.top_k, vocab_size).clamp_max(vocab_size)
-    size = FIRST_CANDIDATES
-    limited = top_k[rows][top_k[rows] < vocab_size]
-    if len(limited):
-        size = max(size, int(limited.max()))
-    while len(rows):
-        # A row is settled when its candidates reach its top-p, or its top-k.
-        size = min(size, vocab_size)
-        probabilities = logits.index_select(0, rows).softmax(-1)
-        values, ids = probabilities.topk(size, dim=-1)
-        allowed = torch.arange(size, device=rows.device) < top_k[rows].unsqueeze(1)
-        values = values * allowed
-        by_count = top_k[rows] <= size
-        # Top-p is a share of what top-k left.
-        total = torch.where(by_count, values.sum(-1), 1.0)
-        target = (batch.top_p[rows] * total).unsqueeze(1)
-        before = values.cumsum(-1) - values
-        settled = by_count | (before[:, -1] + values[:, -1] >= target[:, 0]) | (size == vocab_size)
-        keep = before < target
-        keep[:, 0] = True
-        drawn = _invert(values * keep, batch.uniform[rows])
-        picked = ids.gather(1, drawn.unsqueeze(1)).squeeze(1)
-        tokens[rows[settled]] = picked[settled]
-        rows, size = rows[~settled], vocab_size
-    return tokens
-
-
-def _invert(weights: Tensor, uniform: Tensor) -> Tensor:
-    """The index where the running sum of each row's weights passes `uniform` times its total.
-
-    Args:
-        weights: [n, size] not negative, at least one positive in a row.
-        uniform: [n] in [0, 1)
-
-    Returns:
-        [n] an index whose weight is positive.
-    """
-    cumulative = weights.cumsum(-1, dtype=torch.float64)
-    target = uniform.double().unsqueeze(1) * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, target, right=True).squeeze(1)

@@ -14,13 +14,20 @@ in the very step that computes its last token, because every layer writes KV bef
 When a decode token finds no free page, the running sequence that is cheapest to recompute is
 preempted: its own pages go back, its shared nodes stay, and it waits at its old place in the order.
 
+Steps may be planned ahead of their results: `schedule` assumes that each sequence which samples
+goes on, with a token that only the device knows yet, and `commit` settles the oldest step that is
+in flight. What a sequence that has ended meanwhile got in a later step is dropped. Its pages are
+given away at once, because the device runs steps in order. Nothing is preempted on an assumption.
+
 Invariants (checked by `check_invariants`): free pages + nodes' pages + own pages = all pages; no
-page is written by two sequences; a running sequence's page table covers its known tokens.
+page is written by two sequences; a running sequence's page table covers its computed tokens; what
+is known of it are its own tokens and one for each step in flight that samples it.
 """
 
 from __future__ import annotations
 
 import bisect
+import math
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -28,7 +35,8 @@ from numpy.typing import NDArray
 
 from trunkline.engine.agenda import Agenda
 from trunkline.engine.block_pool import PagePool, Pages
-from trunkline.engine.forecast import num_that_fit
+from trunkline.engine.fitting import num_that_fit_later, num_that_fit_now, take_candidates
+from trunkline.engine.in_flight import StepsInFlight
 from trunkline.engine.lru_cache import LruCache
 from trunkline.engine.planner import Plan, Sharing, make_plan
 from trunkline.engine.residency import NO_LEADER, SharedNodes
@@ -64,6 +72,7 @@ class Scheduler:
         )
         empty = self._make_plan([])
         self._agenda = Agenda(empty, SharedNodes(empty.tree, self._pool))
+        self._in_flight = StepsInFlight(self._table)
         self._num_steps = 0
         self.num_preemptions = 0
         self.peak_kv_pages = 0
@@ -88,7 +97,8 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        return bool(self._running or self._agenda.num_waiting)
+        """Whether there is anything to schedule or to commit."""
+        return bool(self._running or self._agenda.num_waiting or self._in_flight)
 
     @property
     def sequences(self) -> dict[int, Sequence]:
@@ -102,6 +112,8 @@ class Scheduler:
 
     def add(self, sequences: Iterable[Sequence]) -> None:
         """Plan `sequences` together with all that is unfinished; computed KV is kept.
+
+        No step may be in flight.
 
         Raises:
             ValueError: a sequence can never fit the cache. Nothing is added then.
@@ -117,7 +129,10 @@ class Scheduler:
         self._adopt(self._make_plan(self.unfinished() + new))
 
     def drop(self, should_drop: Callable[[Sequence], bool]) -> None:
-        """Forget every sequence for which `should_drop` is true; their pages go back."""
+        """Forget every sequence for which `should_drop` is true; their pages go back.
+
+        No step may be in flight.
+        """
         for slot in list(self._running):
             if should_drop(self._table.sequences[slot]):
                 self._leave(slot, finished=True)
@@ -125,13 +140,13 @@ class Scheduler:
         self._adopt(self._make_plan(kept))
 
     def schedule(self) -> StepPlan | None:
-        """Plan the next step; None when there is nothing to do."""
-        if not self.has_work:
+        """Plan the next step; None when there is nothing to do, or nothing before a `commit`."""
+        if not (self._running or self._agenda.num_waiting) or self._needs_results():
             return None
         num_preempted = self._make_room_for_decode()
         slots = np.array(self._running, dtype=np.int64)
         behind = self._table.known[slots] - self._table.computed[slots]
-        decoding = slots[behind == 1]
+        decoding = slots[(behind == 1) & ~self._table.is_through(slots)]
         budget = self.config.max_batch_tokens - len(decoding)
         chunks: dict[int, int] = {}
         for slot in slots[behind > 1].tolist():
@@ -141,13 +156,21 @@ class Scheduler:
         return self._emit(decoding, chunks)
 
     def commit(self, result: StepResult) -> list[Sequence]:
-        """Append the sampled tokens; return the sequences that this finished."""
+        """Append the tokens of the oldest step in flight; return the sequences that this finished.
+
+        Tokens of sequences that have ended since the step was planned are dropped.
+        """
+        is_received = self._in_flight.pop(result).tolist()
         finished = []
-        self._table.known[result.sequence] += 1
-        self._table.last_token[result.sequence] = result.token_ids
-        for slot, token, logprobs in zip(
-            result.sequence.tolist(), result.token_ids.tolist(), result.logprobs, strict=True
+        for slot, token, logprobs, has_receiver in zip(
+            result.sequence.tolist(),
+            result.token_ids.tolist(),
+            result.logprobs,
+            is_received,
+            strict=True,
         ):
+            if not has_receiver:
+                continue
             sequence = self._table.sequences[slot]
             sequence.output.append(token)
             if logprobs is not None:
@@ -161,6 +184,11 @@ class Scheduler:
             self._leave(slot, finished=True)
             finished.append(sequence)
         return finished
+
+    def receivers(self, result: StepResult) -> dict[int, Sequence]:
+        """The sequences, by slot, that the tokens of the oldest step in flight are for."""
+        slots = result.sequence[self._in_flight.is_received(result)].tolist()
+        return {slot: self._table.sequences[slot] for slot in slots}
 
     def finish(self, slot: int) -> Sequence:
         """End the sequence in `slot` early, for example at a stop string."""
@@ -179,20 +207,14 @@ class Scheduler:
             self._lru.check_invariants()
         self._pool.check_invariants(holdings)
         self._agenda.nodes.check_invariants()
-        assert [int(table.rank[slot]) for slot in self._running] == sorted(
-            int(table.rank[slot]) for slot in self._running
-        )
+        assert self._running == sorted(self._running, key=table.rank.__getitem__)
         assert len(self._running) == len(table.sequences)
         for slot in self._running:
-            sequence = table.sequences[slot]
-            assert table.known[slot] == sequence.num_tokens
-            assert table.computed[slot] <= table.known[slot]
-            assert table.table_len[slot] * size >= table.computed[slot]
+            table.check_invariants(slot, size)
+            assert table.num_pending[slot] <= len(self._in_flight)
             for node in self._chains[slot]:
-                first, last = (
-                    self._agenda.nodes.tree.start[node] // size,
-                    self._agenda.nodes.tree.end[node] // size,
-                )
+                tree = self._agenda.nodes.tree
+                first, last = tree.start[node] // size, tree.end[node] // size
                 assert (table.table[slot, first:last] == self._agenda.nodes.pages[node]).all()
         ranks = [int(table.rank[slot]) for slot in self._running] + self._agenda.waiting
         assert len(set(ranks)) == len(ranks)
@@ -202,6 +224,7 @@ class Scheduler:
 
     def _adopt(self, plan: Plan) -> None:
         """Go on with a new plan, of all the unfinished sequences and perhaps more."""
+        assert not self._in_flight, "results are committed before the plan changes"
         table = self._table
         nodes, self._chains = transfer_kv(
             table, self._running, self._agenda, self._chains, plan, self._pool
@@ -209,17 +232,29 @@ class Scheduler:
         self._running.sort(key=table.rank.__getitem__)
         self._agenda = Agenda(plan, nodes, running=table.rank[self._running])
 
+    def _needs_results(self) -> bool:
+        """Whether the next step cannot be planned on what is assumed about those in flight.
+
+        Their tokens may have to be known to sample the next ones. And when pages are short, they
+        may end sequences, so that none has to be preempted.
+        """
+        if not self._in_flight:
+            return False
+        table, slots = self._table, np.array(self._running, dtype=np.int64)
+        if (table.needs_tokens[slots] & (table.num_pending[slots] > 0)).any():
+            return True
+        return len(table.without_page(slots, self.config.page_size)) > self._num_available
+
     def _make_room_for_decode(self) -> int:
         """Give each sequence in decode the page its next token needs.
 
         Returns:
             The number of sequences that were preempted for it.
         """
-        size, table = self.config.page_size, self._table
         num_preempted = 0
         while True:
             slots = np.array(self._running, dtype=np.int64)
-            need = slots[table.known[slots] > table.table_len[slots] * size]
+            need = self._table.without_page(slots, self.config.page_size)
             if len(need) <= self._num_available:
                 break
             victim = self._cheapest_to_recompute(slots) if len(slots) > 1 else None
@@ -229,7 +264,7 @@ class Scheduler:
             self._preempt(victim)
             num_preempted += 1
         for slot, page in zip(need.tolist(), self._allocate(len(need)), strict=True):
-            table.append_pages(slot, np.array([page], np.int32))
+            self._table.append_pages(slot, np.array([page], np.int32))
         return num_preempted
 
     def _drop_idle_cheaper_than(self, victim: int | None) -> bool:
@@ -291,9 +326,16 @@ class Scheduler:
         if self.config.policy is Policy.STATIC and self._running:
             return
         while self._agenda.num_waiting and budget > 0:
-            candidates = self._candidates(budget)
+            candidates = take_candidates(
+                self._agenda,
+                self._lru,
+                self.config.page_size,
+                # A static batch is as large as memory allows, and computed over several steps.
+                math.inf if self.config.policy is Policy.STATIC else budget,
+                self.config.max_batch_tokens - len(self._running),
+            )
             num_admitted = self._num_that_fit(candidates)
-            while num_admitted < len(candidates) and self._drop_idle_needed_after(
+            while num_admitted < len(candidates) and self._agenda.drop_idle_needed_after(
                 candidates[num_admitted]
             ):
                 num_admitted = self._num_that_fit(candidates)
@@ -306,84 +348,16 @@ class Scheduler:
             if num_admitted < len(candidates) or not candidates:
                 return
 
-    def _drop_idle_needed_after(self, rank: int) -> bool:
-        """Drop the idle shared node that is needed last, if that is later than `rank`.
-
-        The plan knows when each node is needed next, so this is Belady's choice. When nothing is
-        running, all that the sequence at `rank` does not use may go.
-
-        Returns:
-            Whether a node was dropped.
-        """
-        furthest = self._agenda.furthest_idle()
-        if furthest is None or furthest[1] <= rank:
-            return False
-        self._agenda.nodes.drop(furthest[0])
-        return True
-
-    def _candidates(self, budget: int) -> list[int]:
-        """Pop the next ranks whose tokens to compute begin within `budget`."""
-        is_static = self.config.policy is Policy.STATIC
-        room = self.config.max_batch_tokens - len(self._running)
-        ranks: list[int] = []
-        counted: set[int] = set()
-        while self._agenda.num_waiting and (budget > 0 or is_static) and len(ranks) < room:
-            rank = self._agenda.pop()
-            budget -= self._agenda.own_tokens(rank)
-            if self._lru is not None:
-                budget += len(self._lru.match(self._agenda.sequence(rank).prompt[:-1])) * (
-                    self.config.page_size
-                )
-            for node in self._agenda.chain(rank):
-                if node not in counted:
-                    counted.add(node)
-                    budget -= int(
-                        self._agenda.nodes.tree.end[node] - self._agenda.nodes.computed[node]
-                    )
-            ranks.append(rank)
-        return ranks
-
     def _num_that_fit(self, ranks: list[int]) -> int:
-        """How many of `ranks`, from the first, can start without running out of pages later."""
-        if not ranks:
-            return 0
+        """How many of `ranks`, from the first, there is memory for under the policy."""
         if self.config.policy is Policy.FCFS:
-            return self._num_that_fit_now(ranks)
-        table, size = self._table, self.config.page_size
-        own = np.array([self._agenda.own_tokens(rank) for rank in ranks], np.int64)
-        sequences = [self._agenda.sequence(rank) for rank in ranks]
-        expected = np.array([self._expected_tokens(s) - s.num_tokens for s in sequences], np.int64)
+            return num_that_fit_now(
+                ranks, self._agenda, self._lru, self._num_available, self.config.page_size
+            )
         running = np.array(self._running, dtype=np.int64)
-        # A sequence's last page is rarely full: count it as if all but one of its slots were lost.
-        slack = size - 1
-        current = np.concatenate([table.known[running] - table.own_start[running], own]) + slack
-        # One that has outlived its prediction may go on to its limit.
-        known = table.known[running]
-        ends = np.where(
-            known < table.expected[running], table.expected[running], table.longest[running]
+        return num_that_fit_later(
+            ranks, self._agenda, self._table, running, self._expected_tokens, self.config
         )
-        to_come = np.concatenate([ends - known, expected])
-        resident = (
-            self._agenda.nodes.num_pages + np.cumsum(self._agenda.missing_node_pages(ranks))
-        ) * size
-        return num_that_fit(
-            current, np.maximum(to_come, 1), len(running), resident, self.config.capacity_tokens
-        )
-
-    def _num_that_fit_now(self, ranks: list[int]) -> int:
-        """Like `_num_that_fit`, without a look at what will be generated."""
-        available = self._num_available
-        for i, (rank, node_pages) in enumerate(
-            zip(ranks, self._agenda.missing_node_pages(ranks).tolist(), strict=True)
-        ):
-            needed = node_pages - (-self._agenda.own_tokens(rank) // self.config.page_size)
-            if self._lru is not None:
-                hits = self._lru.match(self._agenda.sequence(rank).prompt[:-1])
-                needed -= len(hits) - self._lru.num_idle(hits)
-            available -= needed
-            if available < 0:
-                return i
-        return len(ranks)
 
     def _expected_tokens(self, sequence: Sequence) -> int:
         """Tokens that `sequence` is expected to have at its end."""
@@ -407,6 +381,7 @@ class Scheduler:
         num_pages = -(-known // size) - int(table.table_len[slot])
         num_cached = 0 if self._lru is None else int(table.table_len[slot]) * size
         table.append_pages(slot, self._allocate(num_pages))
+        table.needs_tokens[slot] = sequence.sampling.has_penalties
         table.prompt_len[slot] = len(sequence.prompt)
         table.known[slot] = known
         table.computed[slot] = num_cached
@@ -443,13 +418,17 @@ class Scheduler:
         chunks[slot] = taken
         return taken
 
-    def _emit(self, decoding: NDArray[np.int64], chunks: dict[int, int]) -> StepPlan:
+    def _emit(self, decoding: NDArray[np.int64], chunks: dict[int, int]) -> StepPlan | None:
+        """The plan; None when all that runs waits for its last token."""
         table = self._table
         lengths = np.zeros(len(table.known), np.int64)
         lengths[decoding] = 1
         lengths[list(chunks)] = list(chunks.values())
         running = np.array(self._running, dtype=np.int64)
         slots = running[lengths[running] > 0]
+        if not len(slots):
+            assert self._in_flight, "something can always run"
+            return None
         # Depth-first over the tree, whatever the order of starting: a shared prefix is read once
         # for neighbours.
         slots = slots[np.argsort(table.leaf[slots], kind="stable")]
@@ -458,6 +437,7 @@ class Scheduler:
         prompt_left = table.prompt_len[slots] - table.computed[slots]
         self.num_computed_prompt_tokens += int(np.clip(prompt_left, 0, taken).sum())
         table.computed[slots] += taken
+        self._in_flight.push(slots[plan.entry_samples])
         self._num_steps += 1
         self.peak_kv_pages = max(self.peak_kv_pages, self.num_pages_held)
         return plan

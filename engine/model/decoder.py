@@ -11,7 +11,7 @@ from torch import Tensor
 from trunkline.engine.kv_cache import KVCache
 from trunkline.engine.model.config import ModelConfig
 from trunkline.engine.model.layers import DecoderLayer, LayerWeights, RotaryTable
-from trunkline.kernels.dispatch import AttentionPlan, add_rms_norm
+from trunkline.kernels.dispatch import AttentionPlan, ResidentAttention, add_rms_norm
 from trunkline.kernels.linear import Linear
 
 
@@ -22,8 +22,10 @@ class DecoderInputs:
     token_ids: Tensor  # [num_rows] int64
     positions: Tensor  # [num_rows] int64, token position
     write_slots: Tensor  # [num_rows] int64, cache slot of each row
-    attention: Mapping[int | None, AttentionPlan]  # by window
-    logit_rows: Tensor  # [num_logit_rows] int64, the rows whose logits are wanted
+    attention: Mapping[int | None, AttentionPlan | ResidentAttention]  # by window
+    # [num_wanted] int64, the rows whose hidden states are wanted; None: all. The last layer's
+    # products are computed for these only.
+    wanted_rows: Tensor | None
 
 
 class Decoder:
@@ -49,7 +51,7 @@ class Decoder:
         self.config = config
         self.dtype = embedding.dtype
         self.device = embedding.device
-        self._embedding = embedding
+        self.embedding = embedding
         self._layers = [
             DecoderLayer(config, weights, window)
             for weights, window in zip(layers, config.windows, strict=True)
@@ -63,11 +65,21 @@ class Decoder:
         """Compute the rows, put their K and V into `cache`.
 
         Returns:
-            [num_logit_rows, vocab_size] logits in the decoder's dtype.
+            [num_wanted, vocab_size] logits in the decoder's dtype.
+        """
+        return self.logits(self.hidden(inputs, cache))
+
+    @torch.inference_mode()
+    def hidden(self, inputs: DecoderInputs, cache: KVCache) -> Tensor:
+        """Like `forward`, without the output layer.
+
+        Returns:
+            [num_wanted, hidden] what the output layer takes.
         """
         angles = self._rotary.at(inputs.positions)
-        delta = self._embedding.index_select(0, inputs.token_ids)
+        delta = self.embedding.index_select(0, inputs.token_ids)
         residual: Tensor | None = None
+        last = self._layers[-1]
         for layer, keys, values in zip(self._layers, cache.keys, cache.values, strict=True):
             delta, residual = layer.forward(
                 delta,
@@ -77,13 +89,13 @@ class Decoder:
                 values,
                 inputs.write_slots,
                 inputs.attention[layer.window],
+                inputs.wanted_rows if layer is last else None,
             )
         assert residual is not None  # there is at least one layer
-        rows = inputs.logit_rows
-        normed, _ = add_rms_norm(
-            delta.index_select(0, rows),
-            residual.index_select(0, rows),
-            self._final_norm,
-            self.config.rms_norm_eps,
-        )
-        return self._head(normed)
+        normed, _ = add_rms_norm(delta, residual, self._final_norm, self.config.rms_norm_eps)
+        return normed
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[num_rows, vocab_size] of [num_rows, hidden]."""
+        return self._head(hidden)

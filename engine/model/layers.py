@@ -10,12 +10,13 @@ from torch import Tensor
 from trunkline.engine.model.config import ModelConfig
 from trunkline.kernels.dispatch import (
     AttentionPlan,
+    ResidentAttention,
     add_rms_norm,
     paged_attention,
+    rms_norm,
     rope_and_cache,
     silu_mul,
 )
-from trunkline.kernels.elementwise import rms_norm
 from trunkline.kernels.linear import Linear
 
 
@@ -88,7 +89,8 @@ class DecoderLayer:
         key_cache: Tensor,
         value_cache: Tensor,
         write_slots: Tensor,
-        attention: AttentionPlan,
+        attention: AttentionPlan | ResidentAttention,
+        wanted_rows: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """Compute all rows; their K and V are in the cache afterwards.
 
@@ -100,6 +102,7 @@ class DecoderLayer:
             value_cache: like `key_cache`.
             write_slots: [num_rows] cache slot of each row.
             attention: the step's attention for this layer's window.
+            wanted_rows: [num_wanted] int64, the rows that are returned; None: all.
 
         Returns:
             (delta, residual) for the next layer.
@@ -121,6 +124,9 @@ class DecoderLayer:
             write_slots,
         )
         attended = paged_attention(query, key_cache, value_cache, attention, self._scale)
+        if wanted_rows is not None:
+            attended = attended.index_select(0, wanted_rows)
+            residual = residual.index_select(0, wanted_rows)
         delta = self._output(attended.flatten(1))
 
         normed, residual = add_rms_norm(delta, residual, self._mlp_norm, self._eps)

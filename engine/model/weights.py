@@ -11,10 +11,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from trunkline.engine.config import LoadFormat
 from trunkline.engine.model.config import ModelConfig, load_config
 from trunkline.engine.model.decoder import Decoder
 from trunkline.engine.model.layers import LayerWeights
+from trunkline.engine.model.load_format import LoadFormat
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -118,15 +118,18 @@ def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 def random_tensors(
     shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, device: torch.device
 ) -> dict[str, Tensor]:
-    """Weights that keep activations of the order of one; equal on every run."""
-    generator = torch.Generator().manual_seed(0)
+    """Weights that keep activations of the order of one, made on the device itself.
+
+    Equal on every run on the same kind of device.
+    """
+    generator = torch.Generator(device).manual_seed(0)
     tensors = {}
     for name, shape in shapes.items():
+        tensor = torch.empty(shape, dtype=dtype, device=device)
         if name.endswith("norm.weight"):
-            tensor = torch.ones(shape)
+            tensors[name] = tensor.fill_(1.0)
         else:
-            tensor = torch.empty(shape).normal_(0.0, shape[-1] ** -0.5, generator=generator)
-        tensors[name] = tensor.to(device, dtype)
+            tensors[name] = tensor.normal_(0.0, shape[-1] ** -0.5, generator=generator)
     return tensors
 
 
@@ -166,11 +169,16 @@ def read_tensors(
     return tensors
 
 
-def assemble(config: ModelConfig, tensors: Mapping[str, Tensor]) -> Decoder:
-    """Fuse the products that share an input and build the decoder."""
+def assemble(config: ModelConfig, tensors: dict[str, Tensor]) -> Decoder:
+    """Fuse the products that share an input and build the decoder.
+
+    Args:
+        config: the model's shape.
+        tensors: see `tensor_shapes`. What is fused is taken out, so that it is not there twice.
+    """
 
     def fused(prefix: str, names: tuple[str, ...], suffix: str) -> Tensor | None:
-        parts = [tensors.get(f"{prefix}{name}.{suffix}") for name in names]
+        parts = [tensors.pop(f"{prefix}{name}.{suffix}", None) for name in names]
         present = [part for part in parts if part is not None]
         return torch.cat(present) if len(present) > 1 else (present[0] if present else None)
 

@@ -52,8 +52,10 @@ def _groups(
         yield WorkItem(np.concatenate([shared, source.tokens(own)]), source.length(output))
 
 
-def _w1(group: int) -> Callable[[_Source, int], Iterator[WorkItem]]:
-    return lambda source, count: _groups(source, count, group, 2000, 200, 100)
+def _grouped(
+    prefix: float, own: float, output: float, size: int
+) -> Callable[[_Source, int], Iterator[WorkItem]]:
+    return lambda source, count: _groups(source, count, size, prefix, own, output)
 
 
 def _w2(source: _Source, count: int) -> Iterator[WorkItem]:
@@ -143,7 +145,9 @@ class Workload:
 
 WORKLOADS = {
     **{
-        f"W1-{group}": Workload(f"2000/200/100 in groups of {group}", _w1(group))
+        f"W1-{group}": Workload(
+            f"2000/200/100 in groups of {group}", _grouped(2000, 200, 100, group)
+        )
         for group in (1, 4, 16, 64, 256)
     },
     "W2": Workload("five-shot choice: 1500/150/1 in groups of 246", _w2),
@@ -156,6 +160,11 @@ WORKLOADS = {
     "W9": Workload("nothing shared, log-normal lengths", _w9),
     "W10": Workload("hierarchy 600, 300, 200, question of 30", _w10),
     "W11": Workload("prefixes of 6000 in turn, more than fit", _w11, is_shuffled=False),
+    # Beside other engines on CPUs, where 2000 tokens of prefix would take too long.
+    "C1": Workload("800/80/32 in groups of 16", _grouped(800, 80, 32, 16)),
+    "C2": Workload("1500/50/16 in groups of 64", _grouped(1500, 50, 16, 64)),
+    "C3": Workload("nothing shared, 500/32", _grouped(450, 50, 32, 1)),
+    "C4": Workload("nothing shared, 64/256", _grouped(32, 32, 256, 1)),
 }
 WORKLOADS["W1"] = WORKLOADS["W1-16"]
 

@@ -35,6 +35,7 @@ LATE_IMPORTS = {
     ("engine/cli.py", "trunkline.engine.service"): "torch; --help must be quick",
     ("engine/cli.py", "trunkline.engine.offline"): "torch; --help must be quick",
     ("engine/cli.py", "trunkline.engine.icicle"): "Pillow, which the server has not",
+    ("kernels/dispatch.py", "trunkline.kernels.gpu"): "Triton, which some platforms have not",
     (
         "server/cli.py",
         "trunkline.server.demo.run",

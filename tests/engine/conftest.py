@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from trunkline.engine.config import EngineConfig, LoadFormat
+from trunkline.engine.config import EngineConfig
 from trunkline.engine.default_model import resolve_model
+from trunkline.engine.model.load_format import LoadFormat
 from trunkline.engine.model.weights import LoadedModel, load_model
 from trunkline.store.model_names import DEFAULT_MODEL
 

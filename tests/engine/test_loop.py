@@ -18,6 +18,7 @@ from trunkline.engine.admission import Admission, Limits
 from trunkline.engine.core import Engine
 from trunkline.engine.loop import Loop, LoopConfig
 from trunkline.engine.plan_summary import PlanSummariser
+from trunkline.engine.runner import DoneStep
 from trunkline.engine.scheduler_config import SchedulerConfig
 from trunkline.engine.sequence import Sequence as TokenSequence
 from trunkline.engine.simulation.hardware import HARDWARE, MODEL_SHAPES
@@ -59,18 +60,24 @@ class LetterTokenizer:
 class RuleRunner:
     """Every answer is as many `x` as its prompt's last letter says, then the end."""
 
+    lookahead = 1
+
     def __init__(self, seconds_per_step: float = 0.0) -> None:
         self.seconds_per_step = seconds_per_step
 
-    def run(self, plan: StepPlan, sequences: Mapping[int, TokenSequence]) -> StepResult:
+    def submit(self, plan: StepPlan, sequences: Mapping[int, TokenSequence]) -> DoneStep:
         time.sleep(self.seconds_per_step)
-        slots = plan.entry_sequence[plan.entry_samples]
+        sampling = plan.entry_samples
+        slots = plan.entry_sequence[sampling]
+        ends = (plan.entry_start + plan.entry_length)[sampling]
         tokens = []
-        for slot in slots.tolist():
-            sequence = sequences[slot]
-            length = int(sequence.prompt[-1]) - ord("0")
-            tokens.append(ord("x") if len(sequence.output) < length else EOS)
-        return StepResult(plan.step, slots, np.array(tokens, np.int32), (None,) * len(tokens))
+        for slot, end in zip(slots.tolist(), ends.tolist(), strict=True):
+            prompt = sequences[slot].prompt
+            length = int(prompt[-1]) - ord("0")
+            tokens.append(ord("x") if end - len(prompt) < length else EOS)
+        return DoneStep(
+            StepResult(plan.step, slots, np.array(tokens, np.int32), (None,) * len(tokens))
+        )
 
 
 class Bench:

@@ -3,24 +3,26 @@
 The device keeps, for every slot of the cache, a fingerprint of the tokens up to the one whose KV
 lies there. A row may only read slots whose fingerprint is that of its own prefix, so a wrong page,
 a page freed too early, or a span too many fails at once. The sampled token is a function of the
-prefix, so the output of every sequence is known beforehand, whatever the schedule.
+prefix, so the output of every sequence is known beforehand, whatever the schedule. Where steps are
+planned ahead of results, the device fills in the tokens that the host does not know yet.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import random
+from collections import deque
 
 import numpy as np
 import pytest
 
-from trunkline.engine.forecast import peak_kv_tokens
 from trunkline.engine.ordering import Order
 from trunkline.engine.planner import Grouping, Sharing
 from trunkline.engine.scheduler import Scheduler
 from trunkline.engine.scheduler_config import Policy, SchedulerConfig
 from trunkline.engine.sequence import FinishReason, SamplingParams, Sequence
-from trunkline.engine.step_plan import StepPlan, StepResult
+from trunkline.engine.step_plan import PENDING_TOKEN, StepPlan, StepResult
 
 STOP_TOKEN = 7
 
@@ -54,6 +56,8 @@ class FingerprintDevice:
         self.config = config
         self.stop_every = stop_every
         self.cache = np.zeros(config.capacity_tokens, np.int64)
+        self.sampled: dict[int, list[int]] = {}  # by slot, what its sequence sampled of late
+        self.num_pending_rows = 0
         self.num_rows = 0
         self.num_keys_read = 0
 
@@ -66,9 +70,16 @@ class FingerprintDevice:
         for e in range(plan.num_entries):
             sequence = sequences[int(plan.entry_sequence[e])]
             start, length = int(plan.entry_start[e]), int(plan.entry_length[e])
+            slot = int(plan.entry_sequence[e])
             known = [*sequence.prompt.tolist(), *sequence.output]
+            if len(known) < start + length:  # in decode, with tokens that are pending
+                known += self.sampled[slot][len(known) - start - length :]
             states.append(fingerprints(known))
-            assert plan.token_ids[row : row + length].tolist() == known[start : start + length]
+            tokens = plan.token_ids[row : row + length].tolist()
+            if tokens == [PENDING_TOKEN]:
+                self.num_pending_rows += 1
+                tokens = self.sampled[slot][-1:]
+            assert tokens == known[start : start + length]
             assert plan.positions[row : row + length].tolist() == [*range(start, start + length)]
             assert plan.entry_samples[e] == (start + length == len(known))
             self.cache[plan.write_slots[row : row + length]] = states[e][start : start + length]
@@ -97,6 +108,9 @@ class FingerprintDevice:
 
         sampling = np.flatnonzero(plan.entry_samples)
         tokens = [next_token(states[e][-1], self.stop_every) for e in sampling]
+        for e, token in zip(sampling, tokens, strict=True):
+            slot = int(plan.entry_sequence[e])
+            self.sampled[slot] = [*self.sampled.get(slot, []), token][-4:]
         return StepResult(
             step=plan.step,
             sequence=plan.entry_sequence[sampling],
@@ -110,18 +124,35 @@ def make_sequence(prompt: list[int], max_tokens: int, request_id: int = 0) -> Se
     return Sequence(request_id, 0, np.array(prompt, np.int32), sampling)
 
 
+def step(
+    scheduler: Scheduler, device: FingerprintDevice, in_flight: deque[StepResult], lookahead: int
+) -> list[Sequence]:
+    """One more step planned, if one can be; the oldest committed, if none can be or by its turn."""
+    plan = scheduler.schedule()
+    scheduler.check_invariants()
+    if plan is not None:
+        in_flight.append(device.run(plan, scheduler.sequences))
+    else:
+        assert in_flight, "there is work, so something can be done"
+    return settle(scheduler, in_flight, lookahead if plan is not None else len(in_flight) - 1)
+
+
+def settle(scheduler: Scheduler, in_flight: deque[StepResult], most: int = 0) -> list[Sequence]:
+    """Commit the oldest steps, so that at most `most` stay in flight."""
+    finished = []
+    while len(in_flight) > most:
+        finished += scheduler.commit(in_flight.popleft())
+        scheduler.check_invariants()
+    return finished
+
+
 def run_to_end(
-    scheduler: Scheduler, device: FingerprintDevice, limit: int = 100_000
+    scheduler: Scheduler, device: FingerprintDevice, lookahead: int = 0
 ) -> list[Sequence]:
     finished = []
-    for _ in range(limit):
-        plan = scheduler.schedule()
-        if plan is None:
-            break
-        scheduler.check_invariants()
-        finished += scheduler.commit(device.run(plan, scheduler.sequences))
-        scheduler.check_invariants()
-    assert not scheduler.has_work
+    in_flight: deque[StepResult] = deque()
+    while scheduler.has_work:
+        finished += step(scheduler, device, in_flight, lookahead)
     assert scheduler.num_pages_held == 0
     return finished
 
@@ -148,11 +179,16 @@ def random_prompts(rng: random.Random, count: int, longest: int) -> list[list[in
     return prompts
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("lookahead", [0, 1, 2])
+@pytest.mark.parametrize("seed", range(15))
 @pytest.mark.parametrize("policy", list(Policy))
 @pytest.mark.parametrize("sharing", list(Sharing))
 def test_random_workloads_end_with_the_right_tokens(
-    seed: int, policy: Policy, sharing: Sharing, monkeypatch: pytest.MonkeyPatch
+    seed: int,
+    policy: Policy,
+    sharing: Sharing,
+    lookahead: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     rng = random.Random(f"{seed}-{policy}-{sharing}")
     monkeypatch.setattr("trunkline.engine.grouping.MERGE_COST_KEYS", rng.choice([0, 1, 8]))
@@ -177,7 +213,7 @@ def test_random_workloads_end_with_the_right_tokens(
     scheduler.add(
         make_sequence(p, m, i) for i, (p, m) in enumerate(zip(prompts, max_tokens, strict=True))
     )
-    finished = run_to_end(scheduler, device)
+    finished = run_to_end(scheduler, device, lookahead)
     assert sorted(s.request_id for s in finished) == list(range(len(prompts)))
     check_outputs(finished, stop_every)
     assert scheduler.peak_kv_pages <= config.num_pages
@@ -185,9 +221,10 @@ def test_random_workloads_end_with_the_right_tokens(
         assert scheduler.num_preemptions == 0
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("lookahead", [0, 1])
+@pytest.mark.parametrize("seed", range(40))
 def test_sequences_added_and_dropped_while_others_run(
-    seed: int, monkeypatch: pytest.MonkeyPatch
+    seed: int, lookahead: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rng = random.Random(seed)
     monkeypatch.setattr("trunkline.engine.grouping.MERGE_COST_KEYS", rng.choice([0, 8]))
@@ -205,8 +242,17 @@ def test_sequences_added_and_dropped_while_others_run(
     pool = random_prompts(rng, 30, longest=30)
     alive: set[int] = set()
     finished: list[Sequence] = []
+    in_flight: deque[StepResult] = deque()
+
+    def done(ended: list[Sequence]) -> None:
+        nonlocal finished, alive
+        finished += ended
+        alive -= {s.request_id for s in ended}
+
     for request_id in range(60):
         action = rng.random()
+        if action < 0.45:
+            done(settle(scheduler, in_flight))
         if action < 0.35:
             batch = [
                 make_sequence(rng.choice(pool), rng.randint(1, 10), request_id * 100 + i)
@@ -224,15 +270,12 @@ def test_sequences_added_and_dropped_while_others_run(
             alive.remove(ended.request_id)
         scheduler.check_invariants()
         for _ in range(rng.randint(0, 6)):
-            plan = scheduler.schedule()
-            if plan is None:
+            if not scheduler.has_work:
                 break
-            done = scheduler.commit(device.run(plan, scheduler.sequences))
-            scheduler.check_invariants()
-            alive -= {s.request_id for s in done}
-            finished += done
+            done(step(scheduler, device, in_flight, lookahead))
         assert {s.request_id for s in scheduler.unfinished()} == alive
-    finished += run_to_end(scheduler, device)
+    done(settle(scheduler, in_flight))
+    finished += run_to_end(scheduler, device, lookahead)
     check_outputs(finished)
 
 
@@ -259,8 +302,7 @@ def test_every_shared_token_is_computed_once(max_batch_tokens: int) -> None:
     config = SchedulerConfig(page_size=16, num_pages=400, max_batch_tokens=max_batch_tokens)
     scheduler = Scheduler(config)
     scheduler.add(make_sequence(p, 8, i) for i, p in enumerate(tree_workload()))
-    device = FingerprintDevice(config)
-    finished = run_to_end(scheduler, device)
+    finished = run_to_end(scheduler, FingerprintDevice(config))
     check_outputs(finished)
     unique = 3 * 64 + 9 * 32 + 27 * 17
     assert scheduler.num_computed_prompt_tokens == unique
@@ -308,19 +350,49 @@ def test_a_static_batch_waits_for_its_longest_member() -> None:
     assert scheduler.num_steps >= 120
 
 
+def test_a_step_planned_ahead_decodes_what_is_still_on_the_device() -> None:
+    config = SchedulerConfig(page_size=4, num_pages=100, max_batch_tokens=64)
+    num_steps = []
+    for lookahead in (0, 1):
+        scheduler, device = Scheduler(config), FingerprintDevice(config)
+        scheduler.add(make_sequence([1, 0, i], 6, i) for i in range(4))
+        finished = run_to_end(scheduler, device, lookahead)
+        check_outputs(finished)
+        num_steps.append(scheduler.num_steps)
+        assert device.num_pending_rows == lookahead * 4 * 5
+    assert num_steps == [6, 6], "no step goes beyond max_tokens"
+
+
+def test_a_sequence_with_penalties_is_not_planned_on_a_pending_token() -> None:
+    config = SchedulerConfig(page_size=4, num_pages=100, max_batch_tokens=64)
+    scheduler, device = Scheduler(config), FingerprintDevice(config)
+    penalised = make_sequence([1, 0, 1], 6, 0)
+    penalised.sampling = dataclasses.replace(penalised.sampling, presence_penalty=0.5)
+    scheduler.add([penalised, make_sequence([0, 0, 1], 9, 1)])
+    check_outputs(run_to_end(scheduler, device, lookahead=1))
+    assert device.num_pending_rows == 2, "only when the other one is alone"
+
+
+def test_what_a_stopped_sequence_gets_in_the_next_step_is_dropped() -> None:
+    config = SchedulerConfig(page_size=4, num_pages=100, max_batch_tokens=64)
+    scheduler, device = Scheduler(config), FingerprintDevice(config, stop_every=1)
+    scheduler.add([make_sequence([1, 0, 1], 6)])
+    in_flight: deque[StepResult] = deque()
+    for _ in range(2):
+        assert step(scheduler, device, in_flight, lookahead=2) == []
+    first, second = in_flight
+    (sequence,) = scheduler.commit(first)
+    assert sequence.finish_reason is FinishReason.STOP
+    assert scheduler.has_work, "a step is in flight"
+    assert scheduler.num_pages_held == 0
+    assert scheduler.receivers(second) == {}
+    assert scheduler.commit(second) == []
+    assert sequence.output == [STOP_TOKEN]
+    assert not scheduler.has_work
+
+
 def test_a_sequence_that_can_never_fit_is_refused_and_nothing_is_added() -> None:
     scheduler = Scheduler(SchedulerConfig(page_size=4, num_pages=4, max_batch_tokens=8))
     with pytest.raises(ValueError, match="may grow to 17 tokens; the KV cache holds 16"):
         scheduler.add([make_sequence([1], 2), make_sequence([1, 0], 15)])
     assert not scheduler.has_work
-
-
-def test_the_forecast_is_the_largest_memory_of_a_simulated_run() -> None:
-    rng = np.random.default_rng(3)
-    for _ in range(300):
-        n = int(rng.integers(1, 8))
-        current = rng.integers(1, 30, n)
-        remaining = rng.integers(0, 12, n)
-        steps = range(int(remaining.max()) + 1)
-        peak = max(int((current + t)[remaining >= t].sum()) for t in steps)
-        assert peak_kv_tokens(current, remaining) == peak

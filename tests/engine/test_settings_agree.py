@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from trunkline.engine.config import LoadFormat
 from trunkline.engine.kv_cache import allocate_kv_cache
+from trunkline.engine.model.load_format import LoadFormat
 from trunkline.engine.model.weights import LoadedModel, load_model
 from trunkline.engine.ordering import Order
 from trunkline.engine.planner import Grouping, Sharing

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from trunkline.engine.config import LoadFormat
+from trunkline.engine.model.load_format import LoadFormat
 from trunkline.engine.model.weights import (
     WeightsError,
     load_model,
