@@ -24,8 +24,9 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# BENCH_ARGS=--peers runs other engines too; they are installed in environments of their own.
 bench: $(VENV)/.engine
-	$(BIN)/python benchmarks/cpu.py
+	PYTHONPATH=benchmarks $(BIN)/python benchmarks/cpu.py $(BENCH_ARGS)
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

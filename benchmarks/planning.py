@@ -1,6 +1,6 @@
 """What planning and scheduling cost on the host: seconds, memory, milliseconds per step.
 
-    python benchmarks/planning.py
+    python benchmarks/planning.py [--rows benchmarks/results/planning.jsonl]
 
 Every line is measured in a process of its own, on one core, with token ids given.
 """
@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from harness.rows import write_records
 from trunkline.engine.prefix_tree import Prompts
 from trunkline.engine.savings import estimate_savings
 from trunkline.engine.scheduler import Scheduler
@@ -100,16 +101,20 @@ def in_own_process(*arguments: object) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--measure", nargs="+", help=argparse.SUPPRESS)
+    parser.add_argument("--rows", type=Path, help="write the figures to this JSONL file")
     arguments = parser.parse_args()
     if arguments.measure:
         kind, *numbers = arguments.measure
-        measure = {"plan": measure_plan, "steps": measure_steps}[kind]
-        print(json.dumps(measure(*map(int, numbers))))
+        given = map(int, numbers)
+        measured = measure_plan(*given) if kind == "plan" else measure_steps(*given)
+        print(json.dumps(measured))
         return
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    records: list[dict[str, object]] = []
     print("planning, one core; memory: all that the process has, in multiples of the token bytes")
     for count, length in PLANS:
         plan = in_own_process("plan", count, length)
+        records.append({"kind": "plan", "prompts": count, "length": length, **plan})
         print(
             f"{count:>10,} prompts x {length:>5,} tokens {plan['seconds']:8.2f} s "
             f"{plan['memory_over_tokens']:6.2f} x {plan['saved_share']:6.1%} saved"
@@ -117,10 +122,13 @@ def main() -> None:
     print("scheduling: host time of a step, schedule and commit")
     for num_waiting in WAITING:
         steps = in_own_process("steps", num_waiting)
+        records.append({"kind": "steps", "waiting": num_waiting, **steps})
         print(
             f"{steps['running']:>10.0f} running {num_waiting:>8,} waiting "
             f"{steps['milliseconds']:8.2f} ms median {steps['milliseconds_p90']:8.2f} ms p90"
         )
+    if arguments.rows is not None:
+        write_records(arguments.rows, records)
 
 
 if __name__ == "__main__":
