@@ -56,7 +56,7 @@ OPERATIONS = (
     (layers, "silu_mul", "small operations"),
     (decoder, "add_rms_norm", "small operations"),
     (runner, "sample", "sampling"),
-    (runner, "token_logprobs", "sampling"),
+    (runner, "find_logprobs", "sampling"),
 )
 
 

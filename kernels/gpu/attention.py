@@ -28,8 +28,7 @@ from torch import Tensor
 
 from trunkline.kernels.gpu.device_work import DeviceWork
 from trunkline.kernels.gpu.merge import merge_partials
-from trunkline.kernels.gpu.tuning import FP8, Tuning, TuningKey, all_rows
-from trunkline.kernels.gpu.variant import Variant
+from trunkline.kernels.gpu.tuning import FP8, Tuning
 
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 # Behind every position.
@@ -38,8 +37,6 @@ FAR: tl.constexpr = tl.constexpr(2**30)
 NO_MAXIMUM: tl.constexpr = tl.constexpr(-1e30)
 # What e4m3 bits, moved into the fields of a float16, have to be multiplied by.
 FP8_BITS_SCALE = 256.0
-# Of the variants that are compiled ahead of time; another costs no more registers.
-COMPILED_PAGE_SIZE = 16
 
 
 def paged_attention(
@@ -101,7 +98,7 @@ def paged_attention(
         page_tables.stride(0),
         num_kv_heads,
         work.window_positions,
-        **_constexprs(tuning, key_cache.shape[1], head_dim, soft_cap is not None),
+        **constexprs(tuning, key_cache.shape[1], head_dim, soft_cap is not None),
         num_warps=tuning.num_warps,
         num_stages=tuning.num_stages,
         enable_fp_fusion=True,
@@ -368,44 +365,10 @@ def _widen(block: tl.tensor, dtype: tl.constexpr) -> tl.tensor:
     return block.to(dtype)
 
 
-def variants() -> list[Variant]:
-    """Of every row of the tuning table, and of heads that do not fill their row."""
-    found = []
-    for key, tuning in all_rows():
-        found += [_variant(key, tuning, key.head_dim, has_cap) for has_cap in (False, True)]
-        if key.head_dim == 128 and key.element_bytes == 2 and not key.is_fp8_cache:
-            found += [_variant(key, tuning, head_dim, False) for head_dim in (80, 96)]
-    return found
-
-
-def _variant(key: TuningKey, tuning: Tuning, head_dim: int, has_soft_cap: bool) -> Variant:
-    dtype = "bf16" if key.element_bytes == 2 else "fp32"
-    fp8 = "u8" if tuning.reads_fp8_as_bits else "fp8e4nv"
-    cached = fp8 if key.is_fp8_cache else dtype
-    strides = ("query_row", "query_head", "page", "slot", "kv_head")
-    name = ["attention", dtype, "fp8" * key.is_fp8_cache, str(head_dim), "cap" * has_soft_cap]
-    return Variant(
-        name="_".join(filter(None, [*name, key.architecture])),
-        kernel=attention_kernel,
-        signature={
-            **dict.fromkeys(("query", "out"), f"*{dtype}"),
-            **dict.fromkeys(("key_cache", "value_cache"), f"*{cached}"),
-            **dict.fromkeys(("partial_out", "partial_lse"), "*fp32"),
-            **dict.fromkeys(("lists", "page_tables"), "*i32"),
-            **dict.fromkeys(("scale", "soft_cap", "value_scale"), "fp32"),
-            **dict.fromkeys([f"{name}_stride" for name in strides], "i32:16"),
-            **dict.fromkeys(("table_stride", "num_kv_heads", "window"), "i32"),
-        },
-        constexprs=_constexprs(tuning, COMPILED_PAGE_SIZE, head_dim, has_soft_cap),
-        num_warps=tuning.num_warps,
-        num_stages=tuning.num_stages,
-        targets=(key.architecture,),
-    )
-
-
-def _constexprs(
+def constexprs(
     tuning: Tuning, page_size: int, head_dim: int, has_soft_cap: bool
 ) -> dict[str, object]:
+    """What the kernel is compiled for."""
     return {
         "page_size": page_size,
         "head_dim": head_dim,

@@ -9,7 +9,7 @@ from trunkline.kernels.gpu.variant import Variant
 # Modules with a function `variants`.
 MODULES = [
     "add_rms_norm",
-    "attention",
+    "attention_variants",
     "merge",
     "rope_and_cache",
     "sampling",

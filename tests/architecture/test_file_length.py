@@ -9,6 +9,7 @@ MAX_LINES = 400
 # Longer files, each with the reason why it is still one idea.
 LONGER = {
     "engine/scheduler.py": "one algorithm whose state all of its steps share",
+    "tests/kernels/gpu/test_attention.py": "every property of one kernel, on the same cases",
 }
 
 
