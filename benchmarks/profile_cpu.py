@@ -34,7 +34,7 @@ from trunkline.engine.model import decoder, layers
 from trunkline.engine.model.weights import resolve_dtype
 from trunkline.engine.runner import configure_host
 from trunkline.engine.simulation.simulate import PLANNED
-from trunkline.kernels.linear import Linear
+from trunkline.kernels.linear import GatedLinear, Linear
 from trunkline.store.model_names import DEFAULT_MODEL
 
 KV_BYTES = 2 * 2**30
@@ -53,7 +53,6 @@ OPERATIONS = (
     (layers, "add_rms_norm", "small operations"),
     (layers, "rms_norm", "small operations"),
     (layers, "rope_and_cache", "small operations"),
-    (layers, "silu_mul", "small operations"),
     (decoder, "add_rms_norm", "small operations"),
     (runner, "sample", "sampling"),
     (runner, "find_logprobs", "sampling"),
@@ -122,6 +121,8 @@ def profile(engine: BenchmarkEngine, size: Size, device: str) -> Profile:
     stepper = Stepper(scheduler, engine.runner)
     with ExitStack() as stack:
         stack.enter_context(replaced(Linear, "__call__", by_layer))
+        gated = watch.timed("linear", GatedLinear.__call__)
+        stack.enter_context(replaced(GatedLinear, "__call__", gated))
         own = ((scheduler, "schedule", "schedule"), (scheduler, "commit", "commit"))
         for owner, name, phase in (*OPERATIONS, *own):
             timed = watch.timed(phase, getattr(owner, name))

@@ -15,9 +15,8 @@ from trunkline.kernels.dispatch import (
     paged_attention,
     rms_norm,
     rope_and_cache,
-    silu_mul,
 )
-from trunkline.kernels.linear import Linear
+from trunkline.kernels.linear import GatedLinear, Linear
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ class DecoderLayer:
         self._qk_norm = weights.qk_norm
         self._output = Linear(weights.output, weights.output_bias)
         self._mlp_norm = weights.mlp_norm
-        self._gate_up = Linear(weights.gate_up, weights.gate_up_bias)
+        self._gate_up = GatedLinear(weights.gate_up, weights.gate_up_bias)
         self._down = Linear(weights.down, weights.down_bias)
         self._eps = config.rms_norm_eps
         self._num_kv_heads = config.num_kv_heads
@@ -130,4 +129,4 @@ class DecoderLayer:
         delta = self._output(attended.flatten(1))
 
         normed, residual = add_rms_norm(delta, residual, self._mlp_norm, self._eps)
-        return self._down(silu_mul(self._gate_up(normed))), residual
+        return self._down(self._gate_up(normed)), residual

@@ -114,14 +114,11 @@ void rope_and_cache(const typename Type::Element* qkv, const typename Type::Elem
 template <class Type>
 void silu_mul(const typename Type::Element* gate_up, int64_t num_rows, int64_t size,
               typename Type::Element* out, int64_t num_threads) {
-    const __m512 one = _mm512_set1_ps(1.0f), minus_log2e = _mm512_set1_ps(-1.44269504f);
     for_each(num_threads, num_rows, kElementsPerItem / size, [&](int64_t row) {
         const auto *gate = gate_up + row * 2 * size, *up = gate + size;
         for_lanes(size, [&](int64_t i, __mmask16 lanes) {
-            const __m512 g = Type::load(gate + i, lanes);
-            const __m512 grown = _mm512_add_ps(one, exp2<Float32>(_mm512_mul_ps(g, minus_log2e)));
-            const __m512 silu = Type::round(_mm512_div_ps(g, grown));
-            Type::store(out + row * size + i, _mm512_mul_ps(silu, Type::load(up + i, lanes)),
+            const __m512 factor = Type::round(silu(Type::load(gate + i, lanes)));
+            Type::store(out + row * size + i, _mm512_mul_ps(factor, Type::load(up + i, lanes)),
                         lanes);
         });
     });

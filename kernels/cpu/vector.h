@@ -72,4 +72,9 @@ inline __m512 exp2(__m512 x) {
     return _mm512_scalef_ps(p, n);
 }
 
+inline __m512 silu(__m512 x) {
+    const __m512 one = _mm512_set1_ps(1.0f), minus_log2e = _mm512_set1_ps(-1.44269504f);
+    return _mm512_div_ps(x, _mm512_add_ps(one, exp2<Float32>(_mm512_mul_ps(x, minus_log2e))));
+}
+
 }  // namespace trunkline

@@ -22,7 +22,7 @@ from trunkline.kernels import (
     sampling_native,
 )
 from trunkline.kernels.dispatch import AttentionPlan
-from trunkline.kernels.linear import Linear
+from trunkline.kernels.linear import GatedLinear, Linear
 from trunkline.kernels.native import NativeLibrary, NativeUnavailableError
 from trunkline.kernels.spans import SpanList
 from trunkline.kernels.work_list import build_work_list
@@ -277,6 +277,21 @@ def test_packed_linear(
     )
     close(layer(x), expected.bfloat16())
     assert layer._library is library
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("num_rows", [1, 7, 200])
+@pytest.mark.parametrize("size", [20, 32, 160])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_gated_linear(
+    library: NativeLibrary, dtype: torch.dtype, num_rows: int, size: int, has_bias: bool
+) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(num_rows, 48).to(dtype)
+    weight = (torch.randn(2 * size, 48) * 0.3).to(dtype)
+    bias = torch.randn(2 * size).to(dtype) if has_bias else None
+    product = Linear(weight, bias)(x)
+    assert torch.equal(GatedLinear(weight, bias)(x), elementwise_native.silu_mul(library, product))
 
 
 @pytest.mark.parametrize(("dtype", "depth"), [(torch.float32, 64), (torch.bfloat16, 33)])
