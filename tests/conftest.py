@@ -1,7 +1,9 @@
-"""Fixtures of several suites: databases of both kinds."""
+"""Fixtures of several suites, databases of both kinds; and Triton, imported before all else."""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import os
 import pwd
 import shutil
@@ -14,9 +16,20 @@ from pathlib import Path
 
 import psycopg
 import pytest
+import torch
 
 from trunkline.store.database import Database
 from trunkline.store.migrate import upgrade
+
+# When Triton is first imported, it decides whether its own functions are interpreted or compiled.
+# Any suite may import a library that imports it, so it is imported here, for the interpreter; the
+# suites of the GPU kernels import these in the same way. No other shall take it for available.
+if importlib.util.find_spec("triton") is not None and not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+    try:
+        importlib.import_module("triton")
+    finally:
+        del os.environ["TRITON_INTERPRET"]
 
 
 def missing(reason: str) -> None:
