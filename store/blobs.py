@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import secrets
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +16,10 @@ from typing import BinaryIO, Protocol
 from trunkline.store.records import StoredBlob
 
 TEMPORARY_SUFFIX = ".part"
+
+
+class BlobsUnavailable(OSError):  # noqa: N818  # reads as what it says
+    """The place of the blobs cannot be reached, or refuses. The message holds no secrets."""
 
 
 class BlobWriter(Protocol):
@@ -34,17 +40,22 @@ class BlobWriter(Protocol):
         """Append `data`."""
 
     def commit(self) -> StoredBlob:
-        """Make the blob durable."""
+        """Make the blob durable. Nobody sees any of it before."""
         ...
 
 
 class BlobStore(Protocol):
-    """Where blobs are kept."""
+    """Where blobs are kept. May be used from any thread, each writer and each open blob from one.
+
+    What fails with no fault of the caller's is an OSError: a full disk, BlobsUnavailable.
+    """
 
     def writer(self) -> BlobWriter: ...
 
     def open(self, key: str) -> BinaryIO:
-        """The bytes of a blob, seekable.
+        """The bytes of a blob, seekable, buffered.
+
+        Quick to be read on from wherever, or in small pieces in ascending order.
 
         Raises:
             FileNotFoundError: there is no such blob.
@@ -57,6 +68,23 @@ class BlobStore(Protocol):
     def sweep_temporary(self, older_than_seconds: float) -> int:
         """Delete what interrupted writers left behind; how many there were."""
         ...
+
+    def list_keys(self, older_than_seconds: float) -> Iterator[str]:
+        """The keys of all blobs of at least this age. Passes over whatever is not a blob."""
+        ...
+
+    def check(self) -> None:
+        """Is the place of the blobs there?
+
+        Raises:
+            BlobsUnavailable: it is not.
+        """
+        ...
+
+
+def is_key(name: str) -> bool:
+    """Whether `name` can be a blob's key."""
+    return re.fullmatch("[0-9a-f]{32}", name) is not None
 
 
 class DiskBlobs:
@@ -82,10 +110,26 @@ class DiskBlobs:
     def sweep_temporary(self, older_than_seconds: float) -> int:
         num_removed = 0
         for path in self._root.glob(f"*/*{TEMPORARY_SUFFIX}"):
-            if path.stat().st_mtime < time.time() - older_than_seconds:
-                path.unlink(missing_ok=True)
-                num_removed += 1
+            # Another server may sweep too, or the writer be through in this moment.
+            with suppress(FileNotFoundError):
+                if path.stat().st_mtime < time.time() - older_than_seconds:
+                    path.unlink()
+                    num_removed += 1
         return num_removed
+
+    def list_keys(self, older_than_seconds: float) -> Iterator[str]:
+        limit = time.time() - older_than_seconds
+        for path in self._root.glob("??/*"):
+            # It may be deleted in this moment.
+            with suppress(FileNotFoundError):
+                if is_key(path.name) and path.stat().st_mtime < limit:
+                    yield path.name
+
+    def check(self) -> None:
+        if not self._root.is_dir():
+            raise BlobsUnavailable(f"there is no folder {self._root}")
+        if not os.access(self._root, os.R_OK | os.W_OK | os.X_OK):
+            raise BlobsUnavailable(f"the folder {self._root} cannot be written to")
 
     def _path(self, key: str) -> Path:
         # Folders stay small when there are many blobs.

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from itertools import islice
 
-from sqlalchemy import exists, insert, literal, select, update
+from sqlalchemy import Connection, exists, func, insert, literal, select, update
 
 from trunkline.store.batches import COLUMNS, batch_record
 from trunkline.store.database import Database, new_id
@@ -21,9 +21,12 @@ from trunkline.store.leases import (
     release,
     release_all_of,
 )
+from trunkline.store.outcomes import last_position
+from trunkline.store.quotas import over_quota
 from trunkline.store.records import BatchRecord, Claim, LineError, NewFile, NewRequest
 from trunkline.store.schema import batch_requests, batches, outcomes
 from trunkline.store.states import BatchStatus
+from trunkline.store.webhooks import enqueue_events
 
 INSERT_ROWS = 5000
 
@@ -73,15 +76,32 @@ class Closing:
             release(connection, claim)
 
     def accept(
-        self, claim: Claim, requests: Iterable[NewRequest], model: str | None, now: int
+        self,
+        claim: Claim,
+        requests: Sequence[NewRequest],
+        model: str,
+        num_estimated_tokens: int,
+        now: int,
     ) -> None:
         """The input is valid: store its requests and let the batch run, unless it was cancelled.
+
+        A batch for which its project has no room left is rejected.
+
+        Args:
+            num_estimated_tokens: of all prompts.
 
         Raises:
             LeaseLost: see `guard`.
         """
         with self._database.write() as connection:
             status = guard(connection, claim, BatchStatus.VALIDATING, BatchStatus.CANCELLING)
+            if status is BatchStatus.VALIDATING:
+                refusal = over_quota(
+                    connection, claim.project_id, model, len(requests), num_estimated_tokens
+                )
+                if refusal is not None:
+                    _reject(connection, claim, status, [refusal], now)
+                    return
             num_total = 0
             rows = iter(requests)
             while chunk := list(islice(rows, INSERT_ROWS)):
@@ -90,7 +110,12 @@ class Closing:
                     insert(batch_requests),
                     [{"batch_id": claim.batch_id, **asdict(row)} for row in chunk],
                 )
-            values: dict[str, object] = {"num_total": num_total, "model": model, **NO_LEASE}
+            values: dict[str, object] = {
+                "num_total": num_total,
+                "num_estimated_tokens": num_estimated_tokens,
+                "model": model,
+                **NO_LEASE,
+            }
             if status is BatchStatus.VALIDATING:
                 values |= {"status": BatchStatus.IN_PROGRESS, "in_progress_at": now}
             connection.execute(
@@ -105,17 +130,7 @@ class Closing:
         """
         with self._database.write() as connection:
             status = guard(connection, claim, BatchStatus.VALIDATING, BatchStatus.CANCELLING)
-            values: dict[str, object] = {
-                "errors": json.dumps([asdict(error) for error in errors]),
-                **NO_LEASE,
-            }
-            if status is BatchStatus.VALIDATING:
-                values |= {"status": BatchStatus.FAILED, "failed_at": now}
-            else:
-                values |= {"status": BatchStatus.CANCELLED, "cancelled_at": now}
-            connection.execute(
-                update(batches).where(batches.c.id == claim.batch_id).values(**values)
-            )
+            _reject(connection, claim, status, errors, now)
 
     def expire_due(self, now: int) -> int:
         """Let every running batch whose window is over go on to its end; how many there were."""
@@ -144,16 +159,18 @@ class Closing:
             )
             # A request's id must be unique; the batch's own id and the line make it so.
             prefix = new_id("batch_req_")
+            place = func.row_number().over(order_by=batch_requests.c.line)
             open_lines = select(
                 batch_requests.c.batch_id,
                 batch_requests.c.line,
+                place + last_position(connection, claim.batch_id),
                 literal(prefix) + batch_requests.c.line.cast(outcomes.c.request_id.type),
                 literal(code),
                 literal(message),
                 *(literal(0) for _ in range(4)),
                 literal(now),
             ).where(batch_requests.c.batch_id == claim.batch_id, ~has_outcome)
-            columns = ["batch_id", "line", "request_id", "error_code", "error_message"]
+            columns = ["batch_id", "line", "position", "request_id", "error_code", "error_message"]
             columns += ["num_prompt_tokens", "num_cached_tokens", "num_output_tokens"]
             columns += ["num_reasoning_tokens", "finished_at"]
             closed = connection.execute(
@@ -185,8 +202,9 @@ class Closing:
             values: dict[str, object] = {
                 "status": final,
                 f"{final}_at": now,
-                "output_file_id": output and insert_file(connection, output, now).id,
-                "error_file_id": error and insert_file(connection, error, now).id,
+                "output_file_id": output
+                and insert_file(connection, claim.project_id, output, now).id,
+                "error_file_id": error and insert_file(connection, claim.project_id, error, now).id,
                 **NO_LEASE,
             }
             row = connection.execute(
@@ -195,4 +213,27 @@ class Closing:
                 .values(**values)
                 .returning(*COLUMNS)
             ).one()
+            enqueue_events(connection, claim.project_id, f"batch.{final}", claim.batch_id, now)
         return batch_record(row)
+
+
+def _reject(
+    connection: Connection,
+    claim: Claim,
+    status: BatchStatus,
+    errors: Iterable[LineError],
+    now: int,
+) -> None:
+    """End a batch that cannot run; it is cancelled rather than failed if that was asked for."""
+    final = BatchStatus.FAILED if status is BatchStatus.VALIDATING else BatchStatus.CANCELLED
+    connection.execute(
+        update(batches)
+        .where(batches.c.id == claim.batch_id)
+        .values(
+            status=final,
+            errors=json.dumps([asdict(error) for error in errors]),
+            **{f"{final}_at": now},
+            **NO_LEASE,
+        )
+    )
+    enqueue_events(connection, claim.project_id, f"batch.{final}", claim.batch_id, now)

@@ -4,6 +4,7 @@ StoreError
 ├── NotFound            no such object
 ├── UnknownCursor       the `after` of a list names no object
 ├── IllegalTransition   the batch's status does not allow it
+├── IdempotencyConflict the key came with another request before
 ├── LeaseLost           somebody else holds the batch now
 └── InUse               the file is the input of a batch that is not through
 """
@@ -31,11 +32,19 @@ class UnknownCursor(StoreError):  # noqa: N818
 
 
 class IllegalTransition(StoreError):  # noqa: N818
-    def __init__(self, batch_id: str, status: BatchStatus, wanted: BatchStatus) -> None:
-        super().__init__(f"batch {batch_id} is {status}, it cannot become {wanted}")
+    """What was asked for, in one word: "cancel", "pause"."""
+
+    def __init__(self, batch_id: str, status: BatchStatus, action: str) -> None:
+        super().__init__(f"cannot {action} batch {batch_id}, which is {status}")
         self.batch_id = batch_id
         self.status = status
-        self.wanted = wanted
+        self.action = action
+
+
+class IdempotencyConflict(StoreError):  # noqa: N818
+    def __init__(self, key: str) -> None:
+        super().__init__(f"the idempotency key {key!r} was used with another request")
+        self.key = key
 
 
 class LeaseLost(StoreError):  # noqa: N818

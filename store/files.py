@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from sqlalchemy import Connection, Row, delete, exists, insert, select, tuple_
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    and_,
+    delete,
+    exists,
+    insert,
+    select,
+    tuple_,
+)
 
 from trunkline.store.database import Database, new_id
 from trunkline.store.errors import InUse, NotFound, UnknownCursor
@@ -13,10 +23,11 @@ from trunkline.store.schema import batches, files
 from trunkline.store.states import LIVE
 
 
-def insert_file(connection: Connection, new: NewFile, now: int) -> FileRecord:
+def insert_file(connection: Connection, project_id: str, new: NewFile, now: int) -> FileRecord:
     """Create a file's row in a transaction that is under way."""
     record = FileRecord(
         id=new_id("file-"),
+        project_id=project_id,
         filename=new.filename,
         purpose=new.purpose,
         num_bytes=new.blob.num_bytes,
@@ -35,14 +46,18 @@ def _record(row: Row[Any]) -> FileRecord:
 
 
 class Files:
-    """Files of the API. Their bytes are in the blob store, under `blob_key`."""
+    """Files of one project; those of others are not there.
 
-    def __init__(self, database: Database) -> None:
+    Their bytes are in the blob store, under `blob_key`.
+    """
+
+    def __init__(self, database: Database, project_id: str) -> None:
         self._database = database
+        self._project_id = project_id
 
     def create(self, new: NewFile, now: int) -> FileRecord:
         with self._database.write() as connection:
-            return insert_file(connection, new, now)
+            return insert_file(connection, self._project_id, new, now)
 
     def get(self, file_id: str) -> FileRecord:
         """The file.
@@ -51,7 +66,7 @@ class Files:
             NotFound: there is none.
         """
         with self._database.read() as connection:
-            row = connection.execute(select(files).where(files.c.id == file_id)).first()
+            row = connection.execute(select(files).where(self._is(file_id))).first()
         if row is None:
             raise NotFound("file", file_id)
         return _record(row)
@@ -69,13 +84,13 @@ class Files:
             UnknownCursor: there is no file `after`.
         """
         place = tuple_(files.c.created_at, files.c.id)
-        query = select(files)
+        query = select(files).where(files.c.project_id == self._project_id)
         if purpose is not None:
             query = query.where(files.c.purpose == purpose)
         with self._database.read() as connection:
             if after is not None:
                 cursor = connection.execute(
-                    select(files.c.created_at, files.c.id).where(files.c.id == after)
+                    select(files.c.created_at, files.c.id).where(self._is(after))
                 ).first()
                 if cursor is None:
                     raise UnknownCursor(after)
@@ -95,20 +110,32 @@ class Files:
         """
         with self._database.write() as connection:
             # A batch that is being created holds the file: wait for it, then look for batches.
-            connection.execute(select(files.c.id).where(files.c.id == file_id).with_for_update())
+            connection.execute(select(files.c.id).where(self._is(file_id)).with_for_update())
             user = connection.execute(
                 select(batches.c.id).where(
-                    batches.c.input_file_id == file_id, batches.c.status.in_(LIVE)
+                    batches.c.input_file_id == file_id,
+                    batches.c.project_id == self._project_id,
+                    batches.c.status.in_(LIVE),
                 )
             ).scalar()
             if user is not None:
                 raise InUse(file_id, user)
             row = connection.execute(
-                delete(files).where(files.c.id == file_id).returning(*files.c)
+                delete(files).where(self._is(file_id)).returning(*files.c)
             ).first()
         if row is None:
             raise NotFound("file", file_id)
         return _record(row)
+
+    def _is(self, file_id: str) -> ColumnElement[bool]:
+        return and_(files.c.id == file_id, files.c.project_id == self._project_id)
+
+
+class FileExpiry:
+    """The end of files, of whatever project."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
     def take_expired(self, now: int, limit: int = 100) -> tuple[FileRecord, ...]:
         """Remove the rows of some files that have expired; the caller deletes the blobs.

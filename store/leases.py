@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from sqlalchemy import ColumnElement, Connection, or_, select, update
 
 from trunkline.store.errors import LeaseLost
-from trunkline.store.records import Claim
+from trunkline.store.records import Claim, Held
 from trunkline.store.schema import batches
 from trunkline.store.states import BatchStatus
 
@@ -48,6 +48,7 @@ def claim_one(
         )
         .returning(
             batches.c.id,
+            batches.c.project_id,
             batches.c.lease_token,
             batches.c.endpoint,
             batches.c.input_file_id,
@@ -55,12 +56,14 @@ def claim_one(
             batches.c.status,
             batches.c.expires_at,
             batches.c.num_total,
+            batches.c.priority,
         )
     ).first()
     if row is None:
         return None
     return Claim(
         batch_id=row.id,
+        project_id=row.project_id,
         token=row.lease_token,
         holder=holder,
         endpoint=row.endpoint,
@@ -69,6 +72,7 @@ def claim_one(
         status=BatchStatus(row.status),
         expires_at=row.expires_at,
         num_total=row.num_total,
+        priority=row.priority,
     )
 
 
@@ -92,8 +96,8 @@ def guard(connection: Connection, claim: Claim, *statuses: BatchStatus) -> Batch
 
 def extend(
     connection: Connection, claims: Iterable[Claim], now: float, lease_seconds: float
-) -> dict[str, BatchStatus]:
-    """Renew the leases of `claims`; the status of each batch whose lease is still held."""
+) -> dict[str, Held]:
+    """Renew the leases of `claims`; how each batch stands whose lease is still held."""
     tokens = {claim.batch_id: claim.token for claim in claims}
     if not tokens:
         return {}
@@ -101,9 +105,11 @@ def extend(
         update(batches)
         .where(batches.c.id.in_(tokens), batches.c.lease_token.in_(tokens.values()))
         .values(lease_expires_at=now + lease_seconds)
-        .returning(batches.c.id, batches.c.status)
+        .returning(batches.c.id, batches.c.status, batches.c.paused_at)
     ).all()
-    return {row.id: BatchStatus(row.status) for row in rows}
+    return {
+        row.id: Held(BatchStatus(row.status), is_paused=row.paused_at is not None) for row in rows
+    }
 
 
 def release(connection: Connection, claim: Claim) -> None:

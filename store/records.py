@@ -19,6 +19,38 @@ class Page(Generic[T]):
 
 
 @dataclass(frozen=True, slots=True)
+class ProjectLimits:
+    """What a project may use; None: as much as it likes."""
+
+    max_queued_requests: int | None = None  # lines of batches, without an outcome
+    max_queued_tokens: int | None = None  # of their prompts, estimated
+    max_requests_per_minute: int | None = None  # HTTP requests
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectRecord:
+    """A project: files, batches, uploads and webhooks belong to one."""
+
+    id: str
+    name: str
+    created_at: int
+    limits: ProjectLimits
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKeyRecord:
+    """A key of a project, without the key itself."""
+
+    id: str
+    project_id: str
+    name: str
+    hint: str
+    created_at: int
+    last_used_at: int | None
+    revoked_at: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class StoredBlob:
     """Bytes that are safely in the blob store."""
 
@@ -32,6 +64,7 @@ class FileRecord:
     """A file of the API."""
 
     id: str
+    project_id: str
     filename: str
     purpose: str
     num_bytes: int
@@ -62,6 +95,14 @@ class LineError:
 
 
 @dataclass(frozen=True, slots=True)
+class Idempotency:
+    """A client's name for a request that must act once, and a digest of what it asks for."""
+
+    key: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
 class NewBatch:
     """A batch to be created."""
 
@@ -71,6 +112,9 @@ class NewBatch:
     expires_at: int
     metadata: dict[str, str] | None
     output_expires_after_seconds: int | None
+    priority: int = 0  # higher runs first
+    retry_of: str | None = None
+    idempotency: Idempotency | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +122,7 @@ class BatchRecord:
     """A batch, as the API shows it."""
 
     id: str
+    project_id: str
     endpoint: str
     input_file_id: str
     completion_window: str
@@ -104,6 +149,9 @@ class BatchRecord:
     num_reasoning_tokens: int
     metadata: dict[str, str] | None
     output_expires_after_seconds: int | None
+    priority: int
+    paused_at: int | None
+    retry_of: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +196,7 @@ class Outcome:
 class OutcomeRow:
     """A stored outcome with the names that the output files need."""
 
+    position: int  # from 1, in the order of commit
     request_id: str
     custom_id: str
     outcome: Outcome
@@ -158,6 +207,7 @@ class Claim:
     """The right to work on a batch, until its lease runs out."""
 
     batch_id: str
+    project_id: str
     token: str  # fresh for each claim: what a former holder writes is refused
     holder: str
     endpoint: str
@@ -166,6 +216,19 @@ class Claim:
     status: BatchStatus
     expires_at: int
     num_total: int
+    priority: int
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """How a claimed batch stands."""
+
+    status: BatchStatus
+    is_paused: bool
+
+    @property
+    def is_to_be_run(self) -> bool:
+        return self.status is BatchStatus.IN_PROGRESS and not self.is_paused
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,8 @@ from trunkline.store.leases import (
     release,
     release_all_of,
 )
-from trunkline.store.records import Claim, EngineRecord, Outcome, RequestRow
+from trunkline.store.outcomes import last_position
+from trunkline.store.records import Claim, EngineRecord, Held, Outcome, RequestRow
 from trunkline.store.schema import batch_requests, batches, engines, files, outcomes
 from trunkline.store.states import BatchStatus
 
@@ -61,12 +62,12 @@ class Work:
         claims: Sequence[Claim],
         now: float,
         lease_seconds: float,
-    ) -> dict[str, BatchStatus]:
+    ) -> dict[str, Held]:
         """Say that the engine lives, and renew its leases.
 
         Returns:
-            The status of each claimed batch, by its id. A batch that is missing was lost; one
-            that is not in progress any more is not to be worked on.
+            How each claimed batch stands, by its id. A batch that is missing was lost; one that
+            is not in progress any more, or is paused, is not to be worked on.
         """
         with self._database.write() as connection:
             connection.execute(
@@ -79,11 +80,18 @@ class Work:
     def claim(
         self, holder: str, models: Sequence[str], now: float, lease_seconds: float
     ) -> Claim | None:
-        """Claim the batch of one of `models` that has to be through first."""
+        """Claim a batch of one of `models`: the highest priority first, then the earliest end."""
         waiting = and_(
-            batches.c.status == BatchStatus.IN_PROGRESS, batches.c.model.in_(list(models))
+            batches.c.status == BatchStatus.IN_PROGRESS,
+            batches.c.paused_at.is_(None),
+            batches.c.model.in_(list(models)),
         )
-        order = (batches.c.expires_at, batches.c.created_at, batches.c.id)
+        order = (
+            batches.c.priority.desc(),
+            batches.c.expires_at,
+            batches.c.created_at,
+            batches.c.id,
+        )
         with self._database.write() as connection:
             return claim_one(connection, waiting, order, holder, now, lease_seconds)
 
@@ -167,16 +175,19 @@ class Work:
             if not by_line:
                 return 0
             added = list(by_line.values())
+            # The guard has locked the batch: nobody else gives positions.
+            first = last_position(connection, claim.batch_id) + 1
             connection.execute(
                 insert(outcomes),
                 [
                     {
                         "batch_id": claim.batch_id,
+                        "position": position,
                         "request_id": new_id("batch_req_"),
                         "finished_at": now,
                         **asdict(outcome),
                     }
-                    for outcome in added
+                    for position, outcome in enumerate(added, start=first)
                 ],
             )
             num_completed = sum(outcome.status_code == 200 for outcome in added)

@@ -13,7 +13,10 @@ from trunkline.store.blobs import DiskBlobs
 from trunkline.store.closing import Closing
 from trunkline.store.database import Database
 from trunkline.store.engines import Engines
-from trunkline.store.files import Files
+from trunkline.store.files import FileExpiry, Files
+from trunkline.store.outcomes import Outcomes
+from trunkline.store.progress import Progress
+from trunkline.store.projects import DEFAULT_PROJECT_ID
 from trunkline.store.records import (
     BatchRecord,
     Claim,
@@ -35,8 +38,11 @@ class Store:
     def __init__(self, database: Database, folder: Path) -> None:
         self.database = database
         self.blobs = DiskBlobs(folder)
-        self.files = Files(database)
-        self.batches = Batches(database)
+        self.files = Files(database, DEFAULT_PROJECT_ID)
+        self.batches = Batches(database, DEFAULT_PROJECT_ID)
+        self.outcomes = Outcomes(database)
+        self.expiry = FileExpiry(database)
+        self.progress = Progress(database)
         self.closing = Closing(database)
         self.work = Work(database, self.blobs)
         self.engines = Engines(database)
@@ -69,7 +75,7 @@ class Store:
         for i, line in enumerate(self._lines(num_lines), start=1):
             requests.append(NewRequest(i, f"r{i}", offset, len(line)))
             offset += len(line) + 1
-        self.closing.accept(claim, requests, MODEL, NOW + 1)
+        self.closing.accept(claim, requests, MODEL, 0, NOW + 1)
         return self.batches.get(batch.id)
 
     def claimed(self, num_lines: int = 4, holder: str = "engine") -> Claim:

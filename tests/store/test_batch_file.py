@@ -79,9 +79,9 @@ def test_a_long_custom_id_can_be_stored(store: Any) -> None:
     assert checked is not None
     store.validating()
     claim = store.closing.claim("server", 0, 60)
-    store.closing.accept(claim, [NewRequest(1, checked.custom_id, 0, 44)], "tiny", 0)
+    store.closing.accept(claim, [NewRequest(1, checked.custom_id, 0, 44)], "tiny", 0, 0)
     store.work.commit(store.work.claim("engine", ["tiny"], 0, 60), [Outcome(1, 200, "{}")], 0)
-    (row,) = store.batches.outcomes(claim.batch_id)
+    (row,) = store.outcomes.by_line(claim.batch_id)
     assert row.custom_id == longest
 
 

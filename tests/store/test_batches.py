@@ -16,7 +16,7 @@ from trunkline.store.errors import (
     NotFound,
     UnknownCursor,
 )
-from trunkline.store.records import EngineRecord, LineError, NewBatch, NewRequest, Outcome
+from trunkline.store.records import EngineRecord, Held, LineError, NewBatch, NewRequest, Outcome
 from trunkline.store.schema import batches, outcomes
 from trunkline.store.states import TRANSITIONS, BatchStatus, is_terminal, timestamp_column
 
@@ -44,7 +44,7 @@ def test_the_whole_way(store: Any) -> None:
     claim = store.closing.claim("server", NOW, 60)
     assert claim.batch_id == batch.id
     requests = [NewRequest(i, f"r{i}", 44 * (i - 1), 10) for i in (1, 2, 3)]
-    store.closing.accept(claim, requests, MODEL, NOW + 1)
+    store.closing.accept(claim, requests, MODEL, 0, NOW + 1)
     batch = store.batches.get(batch.id)
     assert (batch.status, batch.in_progress_at) == (BatchStatus.IN_PROGRESS, NOW + 1)
     assert (batch.num_total, batch.model) == (3, MODEL)
@@ -64,7 +64,7 @@ def test_the_whole_way(store: Any) -> None:
 
     claim = store.closing.claim("server", NOW + 7, 60)
     assert store.closing.close_unfinished(claim, NOW + 7) == 0
-    rows = list(store.batches.outcomes(batch.id))
+    rows = list(store.outcomes.by_line(batch.id))
     assert [(row.custom_id, row.outcome.line, row.outcome.status_code) for row in rows] == [
         ("r1", 1, 200),
         ("r2", 2, 200),
@@ -134,7 +134,9 @@ def test_cancel_in_every_status(store: Any, status: BatchStatus) -> None:
         cancelled = store.batches.cancel(batch.id, NOW + 5)
         assert (cancelled.status, cancelled.cancelling_at) == (BatchStatus.CANCELLING, NOW + 5)
     else:
-        with pytest.raises(IllegalTransition, match=f"is {status}, it cannot become cancelling"):
+        with pytest.raises(
+            IllegalTransition, match=f"cannot cancel batch {batch.id}, which is {status}"
+        ):
             store.batches.cancel(batch.id, NOW + 5)
         assert store.batches.get(batch.id).status is status
 
@@ -156,7 +158,7 @@ def test_cancelled_half_way(store: Any, committed_first: bool) -> None:
         store.work.commit(claim, [answer(1)], NOW)
     store.batches.cancel(claim.batch_id, NOW + 1)
     assert store.work.heartbeat("engine", {}, [claim], NOW + 2, 60) == {
-        claim.batch_id: BatchStatus.CANCELLING
+        claim.batch_id: Held(BatchStatus.CANCELLING, is_paused=False)
     }
     assert store.closing.claim("server", NOW + 2, 60) is None, "the engine still holds it"
     if not committed_first:
@@ -172,7 +174,7 @@ def test_cancelled_half_way(store: Any, committed_first: bool) -> None:
     batch = store.closing.publish(closing, store.blob(), store.blob(), NOW + 6)
     assert (batch.status, batch.cancelled_at) == (BatchStatus.CANCELLED, NOW + 6)
     assert (batch.num_completed, batch.num_failed, batch.num_total) == (1, 0, 4)
-    rows = list(store.batches.outcomes(batch.id))
+    rows = list(store.outcomes.by_line(batch.id))
     assert [row.outcome.error_code for row in rows] == [None] + 3 * ["batch_cancelled"]
     assert len({row.request_id for row in rows}) == 4
 
@@ -181,7 +183,7 @@ def test_cancelled_while_it_is_validated(store: Any) -> None:
     batch = store.validating()
     claim = store.closing.claim("server", NOW, 60)
     store.batches.cancel(batch.id, NOW + 1)
-    store.closing.accept(claim, [NewRequest(1, "r1", 0, 5)], MODEL, NOW + 2)
+    store.closing.accept(claim, [NewRequest(1, "r1", 0, 5)], MODEL, 0, NOW + 2)
     assert store.batches.get(batch.id).status is BatchStatus.CANCELLING
     assert store.work.claim("engine", [MODEL], NOW + 3, 60) is None
     claim = store.closing.claim("server", NOW + 3, 60)
@@ -198,7 +200,7 @@ def test_rejected_with_every_error(store: Any) -> None:
     assert (batch.status, batch.failed_at) == (BatchStatus.FAILED, NOW + 1)
     assert batch.errors == tuple(errors)
     with pytest.raises(LeaseLost):
-        store.closing.accept(claim, [], MODEL, NOW + 2)
+        store.closing.accept(claim, [], MODEL, 0, NOW + 2)
 
 
 def test_expired_half_way(store: Any) -> None:
@@ -222,7 +224,7 @@ def test_a_batch_that_is_late_is_validated_before_it_expires(store: Any) -> None
     batch = store.validating(expires_at=NOW + 5)
     assert store.closing.expire_due(NOW + 5) == 0
     claim = store.closing.claim("server", NOW + 6, 60)
-    store.closing.accept(claim, [NewRequest(1, "r1", 0, 5)], MODEL, NOW + 7)
+    store.closing.accept(claim, [NewRequest(1, "r1", 0, 5)], MODEL, 0, NOW + 7)
     assert store.closing.expire_due(NOW + 8) == 1
     claim = store.closing.claim("server", NOW + 8, 60)
     assert store.closing.close_unfinished(claim, NOW + 8) == 1
@@ -367,8 +369,8 @@ def test_fifty_thousand_lines_are_accepted_and_closed_quickly(store: Any) -> Non
     store.validating()
     claim = store.closing.claim("server", NOW, 60)
     started = time.monotonic()
-    rows = (NewRequest(i, f"request-{i}", i * 100, 99) for i in range(1, 50_001))
-    store.closing.accept(claim, rows, MODEL, NOW)
+    rows = [NewRequest(i, f"request-{i}", i * 100, 99) for i in range(1, 50_001)]
+    store.closing.accept(claim, rows, MODEL, 0, NOW)
     store.batches.cancel(claim.batch_id, NOW)
     claim = store.closing.claim("server", NOW, 60)
     assert store.closing.close_unfinished(claim, NOW) == 50_000

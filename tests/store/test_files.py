@@ -59,9 +59,9 @@ def test_expired_files_are_taken_unless_they_are_needed(store: Any) -> None:
     store.file()
     expired = store.file(expires_at=NOW + 5)
     store.file(expires_at=NOW + 6)
-    assert store.files.take_expired(NOW + 4) == ()
-    assert store.files.take_expired(NOW + 5) == (expired,)
-    assert store.files.take_expired(NOW + 5) == ()
+    assert store.expiry.take_expired(NOW + 4) == ()
+    assert store.expiry.take_expired(NOW + 5) == (expired,)
+    assert store.expiry.take_expired(NOW + 5) == ()
 
 
 def test_a_writer_that_is_left_early_leaves_nothing(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ import pytest
 from trunkline.store.batches import Batches
 from trunkline.store.database import Database
 from trunkline.store.errors import InUse, NotFound
-from trunkline.store.files import Files
+from trunkline.store.files import FileExpiry
+from trunkline.store.projects import DEFAULT_PROJECT_ID
 from trunkline.store.records import NewBatch, Outcome
 from trunkline.store.work import Work
 
@@ -70,14 +71,14 @@ def test_no_batch_is_created_on_a_file_that_is_being_deleted(store: Any, other: 
 
         def create(new: NewBatch = new, created: list[str] = created) -> None:
             with suppress(NotFound):
-                created.append(Batches(other).create(new, NOW).id)
+                created.append(Batches(other, DEFAULT_PROJECT_ID).create(new, NOW).id)
 
         def delete(file_id: str = file.id, removed: list[str] = removed) -> None:
             with suppress(InUse):
                 removed.append(store.files.delete(file_id).id)
 
         def sweep(removed: list[str] = removed) -> None:
-            removed.extend(file.id for file in Files(store.database).take_expired(NOW))
+            removed.extend(file.id for file in FileExpiry(store.database).take_expired(NOW))
 
         run_at_once([create, sweep if round_number % 2 else delete])
         assert len(created) + len(removed) == 1

@@ -20,7 +20,7 @@ S = BatchStatus
 
 
 def accept(store: Any, claim: Claim) -> None:
-    store.closing.accept(claim, [NewRequest(2, "other", 0, 1)], "tiny", DEADLINE)
+    store.closing.accept(claim, [NewRequest(2, "other", 0, 1)], "tiny", 0, DEADLINE)
 
 
 def reject(store: Any, claim: Claim) -> None:
