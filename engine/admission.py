@@ -37,6 +37,7 @@ class Line:
     endpoint: str
     body: dict[str, Any]
     deadline: float = 0.0  # unix seconds
+    priority: int = 0
 
 
 @dataclass(eq=False)
@@ -132,7 +133,11 @@ class Admission:
                 index = p * (body.n or 1) + choice
                 sampling = self._sampling(line, body, len(prompt), index)
                 sequences.append(
-                    Sequence(self._num_requests, index, prompt, sampling, deadline=line.deadline)
+                    Sequence(
+                        *(self._num_requests, index, prompt, sampling),
+                        deadline=line.deadline,
+                        priority=line.priority,
+                    )
                 )
         self._num_requests += 1
         return Request(line, body, sequences, sum(map(len, prompts)), len(sequences))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,11 +10,13 @@ from typing import Annotated
 
 import typer
 
+from trunkline import logs, tracing
 from trunkline.engine.config import EngineConfig
 from trunkline.engine.simulation.hardware import HARDWARE, MODEL_SHAPES
 from trunkline.engine.simulation.report import print_simulations
 from trunkline.engine.simulation.simulate import ALL_SETTINGS, FCFS_LRU, PLANNED, Setting
 from trunkline.engine.simulation.workloads import WORKLOADS, make_workload
+from trunkline.logs import LogSettings
 from trunkline.options import ConfigError, resolve, with_options
 from trunkline.store.location import StoreLocation
 
@@ -58,8 +59,9 @@ def engine(
     # torch takes seconds to import, which `--help` and a misspelt option should not.
     from trunkline.engine.service import serve  # noqa: PLC0415
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s engine %(levelname)s %(message)s")
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    log = resolve(LogSettings)
+    logs.configure("engine", log.log_level, log.log_format)
+    tracing.configure("engine")
     location = resolve(StoreLocation, data_dir=data_dir, database_url=database_url)
     serve(config, location, parent_pid)
 

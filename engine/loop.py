@@ -20,13 +20,16 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
+from opentelemetry.trace import use_span
+
 from trunkline.engine.admission import Admission, Line, Refusal, Request
 from trunkline.engine.core import Engine
+from trunkline.engine.figures import LiveFigures
+from trunkline.engine.held_batch import HeldBatch
 from trunkline.engine.outcome import answered, refused
 from trunkline.engine.plan_summary import PlanSummariser
 from trunkline.store.errors import LeaseLost
 from trunkline.store.records import Claim, EngineRecord, Outcome, RequestRow
-from trunkline.store.states import BatchStatus
 from trunkline.store.work import Work
 
 logger = logging.getLogger(__name__)
@@ -50,19 +53,6 @@ class LoopConfig:
     poll_seconds: float = 0.5
     commit_seconds: float = 0.5
     max_held_requests: int = 100_000
-
-
-@dataclass(eq=False)
-class HeldBatch:
-    """A batch that this process has claimed."""
-
-    claim: Claim
-    # Lines without a committed outcome; None until the feeder has read them all.
-    num_open: int | None = None
-    # The least time that it can take, and when it was begun, monotonic; None when another batch
-    # runs beside it, so that its time says nothing.
-    floor_seconds: float | None = None
-    began_at: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -92,6 +82,7 @@ class Loop:
         self._summariser = summariser
         self._record = record
         self._config = config
+        self._figures = LiveFigures(engine.scheduler, time.monotonic())
         self._stopping = threading.Event()
         self._stepped_out = threading.Event()  # the main thread has stopped stepping
         self._wake = threading.Event()  # there is something for the main thread to do
@@ -130,8 +121,9 @@ class Loop:
                 thread.join()
         if self._failure is not None:
             raise self._failure
-        for batch in self._held.values():
+        for batch in list(self._held.values()):
             self._work.release(batch.claim)
+            self._forget(batch, "released")
         self._work.unregister(self._record.name, time.time())
 
     def _guarded(self, body: Callable[[], None]) -> None:
@@ -155,8 +147,12 @@ class Loop:
                 self._wake.wait(timeout=self._config.poll_seconds)
                 self._wake.clear()
                 continue
-            for request in self._engine.step():
+            started = time.monotonic()
+            finished = self._engine.step()
+            self._figures.stepped(time.monotonic() - started)
+            for request in finished:
                 outcome = answered(request, self._engine.tokenizer, int(time.time()))
+                self._figures.answered(outcome)
                 with self._lock:
                     batch = self._held.get(request.line.batch_id)
                 if batch is not None:
@@ -167,15 +163,18 @@ class Loop:
             admitted = self._admitted.get()
             if not self._holds(admitted.batch):
                 continue
+            num_requests, num_refused = len(admitted.requests), len(admitted.refusals)
+            admitted.batch.runs(num_requests, num_refused)
             for refusal in admitted.refusals:
                 self._outcomes.put((admitted.batch, refused(refusal)))
             self._engine.add(admitted.requests)
-            logger.info(
-                "batch %s: running %d requests, refused %d",
-                admitted.batch.claim.batch_id,
-                len(admitted.requests),
-                len(admitted.refusals),
-            )
+            with admitted.batch.log_fields():
+                logger.info(
+                    "batch %s: running %d requests, refused %d",
+                    admitted.batch.claim.batch_id,
+                    num_requests,
+                    num_refused,
+                )
 
     def _drop_unwanted(self) -> None:
         with self._lock:
@@ -195,22 +194,28 @@ class Loop:
             if claim is None:
                 self._stopping.wait(self._config.poll_seconds)
                 continue
-            logger.info("batch %s: claimed, %d lines", claim.batch_id, claim.num_total)
             batch = HeldBatch(claim)
-            with self._lock:
-                for other in self._held.values():
-                    other.floor_seconds = None
-                self._held[claim.batch_id] = batch
-            try:
-                self._read(batch)
-            except FileNotFoundError as error:
-                # Nobody can run these lines any more; that is their outcome.
-                logger.error("batch %s: %s", claim.batch_id, error)
-                lines = self._work.unfinished_lines(claim)
-                batch.num_open = len(lines)
-                for line in lines:
-                    gone = Outcome(line, error_code="input_file_gone", error_message=str(error))
-                    self._outcomes.put((batch, gone))
+            with batch.log_fields(), use_span(batch.span):
+                self._take(batch)
+
+    def _take(self, batch: HeldBatch) -> None:
+        """Hold a batch that was just claimed, and get it ready to run."""
+        claim = batch.claim
+        logger.info("batch %s: claimed, %d lines", claim.batch_id, claim.num_total)
+        with self._lock:
+            for other in self._held.values():
+                other.floor_seconds = None
+            self._held[claim.batch_id] = batch
+        try:
+            self._read(batch)
+        except FileNotFoundError as error:
+            # Nobody can run these lines any more; that is their outcome.
+            logger.error("batch %s: %s", claim.batch_id, error)
+            lines = self._work.unfinished_lines(claim)
+            batch.num_open = len(lines)
+            for line in lines:
+                gone = Outcome(line, error_code="input_file_gone", error_message=str(error))
+                self._outcomes.put((batch, gone))
 
     def _read(self, batch: HeldBatch) -> None:
         """Admit the lines of `batch` that have no outcome."""
@@ -293,54 +298,45 @@ class Loop:
             except LeaseLost:
                 self._lose(batch)
             else:
-                assert batch.num_open is not None, "outcomes come after the lines were read"
-                batch.num_open -= len(outcomes)
+                batch.settle(outcomes)
         with self._lock:
             held = list(self._held.values())
         for batch in held:
             if batch.num_open == 0 and self._work.finish(batch.claim, int(time.time())):
-                logger.info("batch %s: all lines have an outcome", batch.claim.batch_id)
+                with batch.log_fields():
+                    logger.info("batch %s: all lines have an outcome", batch.claim.batch_id)
                 if batch.floor_seconds is not None:
                     elapsed = time.monotonic() - batch.began_at
                     self._summariser.learn(batch.floor_seconds, elapsed)
-                self._forget(batch)
+                self._forget(batch, "finished")
         for batch in through:
             self._work.release(batch.claim)
-            self._forget(batch)
+            self._forget(batch, "dropped")
 
     def _heartbeat(self) -> None:
         with self._lock:
             held = list(self._held.values())
-        statuses = self._work.heartbeat(
+        standing = self._work.heartbeat(
             self._record.name,
-            self._figures(),
+            self._figures.read(time.monotonic()),
             [batch.claim for batch in held],
             time.time(),
             self._config.lease_seconds,
         )
         for batch in held:
-            status = statuses.get(batch.claim.batch_id)
-            if status is None:
+            held_as = standing.get(batch.claim.batch_id)
+            if held_as is None:
                 self._lose(batch)
-            elif status is not BatchStatus.IN_PROGRESS and batch.num_open != 0:
-                logger.info("batch %s: is %s, dropped", batch.claim.batch_id, status)
+            elif batch.num_open != 0 and not held_as.is_to_be_run:
+                standing_as = "paused" if held_as.is_paused else held_as.status
+                with batch.log_fields():
+                    logger.info("batch %s: is %s, dropped", batch.claim.batch_id, standing_as)
                 self._drop(batch)
 
-    def _figures(self) -> dict[str, float | int | str]:
-        """Live figures of the engine, for whoever watches. Read without a lock: they are hints."""
-        scheduler = self._engine.scheduler
-        return {
-            "num_running": scheduler.num_running,
-            "num_waiting": scheduler.num_waiting,
-            "kv_pages_in_use": scheduler.num_pages_held,
-            "kv_pages": scheduler.config.num_pages,
-            "num_steps": scheduler.num_steps,
-            "num_preemptions": scheduler.num_preemptions,
-        }
-
     def _lose(self, batch: HeldBatch) -> None:
-        logger.warning("batch %s: lost its lease, dropped", batch.claim.batch_id)
-        self._forget(batch)
+        with batch.log_fields():
+            logger.warning("batch %s: lost its lease, dropped", batch.claim.batch_id)
+        self._forget(batch, "lost")
         self._drop(batch)
 
     def _drop(self, batch: HeldBatch) -> None:
@@ -348,13 +344,17 @@ class Loop:
             self._to_drop.append(batch)
         self._wake.set()
 
-    def _forget(self, batch: HeldBatch) -> None:
+    def _forget(self, batch: HeldBatch, result: str) -> None:
         with self._lock:
-            if self._held.get(batch.claim.batch_id) is batch:
-                del self._held[batch.claim.batch_id]
+            if self._held.get(batch.claim.batch_id) is not batch:
+                return
+            del self._held[batch.claim.batch_id]
+        batch.end(result)
 
 
 def _line(claim: Claim, row: RequestRow) -> Line:
     return Line(
-        row.batch_id, row.line, row.custom_id, claim.endpoint, row.body, deadline=claim.expires_at
+        *(row.batch_id, row.line, row.custom_id, claim.endpoint, row.body),
+        deadline=claim.expires_at,
+        priority=claim.priority,
     )

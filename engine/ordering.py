@@ -39,6 +39,7 @@ def order_sequences(
     tree: PrefixTree,
     outputs: Int64Array,
     deadlines: NDArray[np.float64],
+    priorities: Int64Array,
     order: Order,
     max_unit_tokens: int,
 ) -> Int64Array:
@@ -48,6 +49,7 @@ def order_sequences(
         tree: of the sequences' prompts.
         outputs: [num_sequences] tokens that each is expected to generate.
         deadlines: [num_sequences] when each has to be through; equal ones are one batch.
+        priorities: [num_sequences] higher ones go first, whatever their deadline.
         max_unit_tokens: a subtree with more tokens to compute and generate is taken apart into
             its children's. It would fill the cache by itself, and nothing could run beside it.
     """
@@ -58,7 +60,7 @@ def order_sequences(
     else:
         ranked = _by_units(tree, outputs, max_unit_tokens, blend=order is Order.PLANNED)
     # Stable: within a deadline the order stays as it is.
-    return ranked[np.argsort(deadlines[ranked], kind="stable")]
+    return ranked[np.lexsort((deadlines[ranked], -priorities[ranked]))]
 
 
 def _by_units(

@@ -83,7 +83,10 @@ def make_plan(
         tree = _empty_tree(sequences, config.page_size)
     outputs = np.array([expected_output(sequence) for sequence in sequences], dtype=np.int64)
     deadlines = np.array([sequence.deadline for sequence in sequences], dtype=np.float64)
-    order = order_sequences(tree, outputs, deadlines, config.order, config.max_unit_tokens)
+    priorities = np.array([sequence.priority for sequence in sequences], dtype=np.int64)
+    order = order_sequences(
+        tree, outputs, deadlines, priorities, config.order, config.max_unit_tokens
+    )
     if config.sharing is not Sharing.PLANNED:
         tree = _empty_tree(sequences, config.page_size)
     return Plan(sequences, tree, order, _groups(tree, config.grouping))

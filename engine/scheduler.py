@@ -77,6 +77,7 @@ class Scheduler:
         self.num_preemptions = 0
         self.peak_kv_pages = 0
         self.num_computed_prompt_tokens = 0
+        self.num_output_tokens = 0
 
     @property
     def num_running(self) -> int:
@@ -161,6 +162,7 @@ class Scheduler:
         Tokens of sequences that have ended since the step was planned are dropped.
         """
         is_received = self._in_flight.pop(result).tolist()
+        self.num_output_tokens += is_received.count(True)
         finished = []
         for slot, token, logprobs, has_receiver in zip(
             result.sequence.tolist(),

@@ -62,6 +62,7 @@ class Sequence:
     sampling: SamplingParams
     # When its batch has to be through, unix seconds. The earliest goes first.
     deadline: float = 0.0
+    priority: int = 0  # its batch's; a higher one goes first, whatever the deadlines
     output: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     finish_reason: FinishReason | None = None

@@ -11,10 +11,10 @@ import time
 from trunkline.engine.assemble import assemble
 from trunkline.engine.config import EngineConfig
 from trunkline.engine.loop import Loop, LoopConfig
-from trunkline.store.blobs import DiskBlobs
 from trunkline.store.database import Database
 from trunkline.store.location import StoreLocation
 from trunkline.store.migrate import upgrade
+from trunkline.store.open_blobs import open_blobs
 from trunkline.store.records import EngineRecord
 from trunkline.store.work import Work
 
@@ -49,7 +49,7 @@ def serve(config: EngineConfig, location: StoreLocation, parent_pid: int | None)
         figures={},
     )
     loop = Loop(
-        Work(database, DiskBlobs(location.blobs_dir)),
+        Work(database, open_blobs(location)),
         assembly.engine,
         assembly.admission,
         assembly.summariser,

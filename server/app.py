@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,55 +11,95 @@ from anyio.to_thread import run_sync
 from fastapi import FastAPI
 
 import trunkline
+from trunkline.server.access import Access
 from trunkline.server.errors import install_error_handlers
 from trunkline.server.lifecycle import Lifecycle
+from trunkline.server.metrics import Metrics
+from trunkline.server.observation import HTTP_TELEMETRY, ObservationMiddleware
+from trunkline.server.openapi import install_openapi
 from trunkline.server.request_id import RequestIdMiddleware
-from trunkline.server.routes import batches, files, health, models
+from trunkline.server.routes import (
+    batches,
+    dashboard,
+    engines,
+    files,
+    health,
+    models,
+    uploads,
+    webhooks,
+)
+from trunkline.server.routes import (
+    metrics as metrics_page,
+)
 from trunkline.server.settings import ServerSettings
 from trunkline.server.state import State
-from trunkline.store.batches import Batches
-from trunkline.store.blobs import DiskBlobs
+from trunkline.server.store_collector import StoreCollector
+from trunkline.server.sweep import Sweep
+from trunkline.server.webhooks.delivery import WebhookSender
 from trunkline.store.closing import Closing
 from trunkline.store.database import Database
 from trunkline.store.engines import Engines
-from trunkline.store.files import Files
+from trunkline.store.open_blobs import open_blobs
+from trunkline.store.outcomes import Outcomes
+from trunkline.store.progress import Progress
+from trunkline.store.projects import ApiKeys, Projects
+from trunkline.store.totals import Totals
+from trunkline.store.webhooks import Deliveries
 
 
-def create_app(settings: ServerSettings, expected_models: tuple[str, ...] = ()) -> FastAPI:
+def create_app(
+    settings: ServerSettings,
+    expected_models: tuple[str, ...] = (),
+    stopping: threading.Event | None = None,
+) -> FastAPI:
     """The application, on a database that has all migrations.
 
     Args:
         settings: see `ServerSettings`.
         expected_models: names of models whose engine is about to start.
+        stopping: is set when the server is about to stop.
     """
     database = Database.open(settings.url)
-    blobs = DiskBlobs(settings.blobs_dir)
+    blobs = open_blobs(settings)
+    engines_known = Engines(database)
+    metrics = Metrics(
+        StoreCollector(Totals(database), engines_known, settings.engine_alive_seconds)
+    )
+    sender = WebhookSender(settings, Deliveries(database))
     lifecycle = Lifecycle(
         settings,
         Closing(database),
-        Files(database),
-        blobs,
+        Sweep(database, blobs),
         models=lambda: tuple(state.models()),
+        batch_ended=sender.wake,
+        metrics=metrics,
     )
     state = State(
         settings=settings,
         database=database,
         blobs=blobs,
-        files=Files(database),
-        batches=Batches(database),
-        engines=Engines(database),
+        access=Access(
+            Projects(database), ApiKeys(database), allow_anonymous=settings.allow_anonymous
+        ),
+        outcomes=Outcomes(database),
+        progress=Progress(database),
+        engines=engines_known,
+        metrics=metrics,
         expected_models=expected_models,
         started_at=int(time.time()),
         wake_lifecycle=lifecycle.wake,
+        stopping=stopping or threading.Event(),
     )
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         lifecycle.start()
+        sender.start()
         try:
             yield
         finally:
             await run_sync(lifecycle.stop)
+            await run_sync(sender.stop)
             database.close()
 
     app = FastAPI(
@@ -66,10 +107,23 @@ def create_app(settings: ServerSettings, expected_models: tuple[str, ...] = ()) 
         version=trunkline.__version__,
         lifespan=lifespan,
         redirect_slashes=False,
+        telemetry=HTTP_TELEMETRY,
     )
     app.state.trunkline = state
     install_error_handlers(app)
+    install_openapi(app)
     app.add_middleware(RequestIdMiddleware)
-    for module in (health, files, batches, models):
+    app.add_middleware(ObservationMiddleware, metrics=metrics)  # the outermost
+    for module in (
+        health,
+        metrics_page,
+        files,
+        uploads,
+        batches,
+        models,
+        engines,
+        webhooks,
+        dashboard,
+    ):
         app.include_router(module.router)
     return app

@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import fcntl
-import logging
+import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import typer
 import uvicorn
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
+from trunkline import logs, tracing
 from trunkline.options import EXIT_BAD_CONFIG, ConfigError, with_options
+from trunkline.redaction import secrets_of
+from trunkline.server.access import is_loopback
 from trunkline.server.app import create_app
+from trunkline.server.opening import migrate, opened
 from trunkline.server.settings import ServerSettings, ServeSettings
 from trunkline.server.supervisor import EngineSupervisor
 from trunkline.store.location import StoreLocation
-from trunkline.store.migrate import upgrade
+from trunkline.store.projects import ApiKeys
 
 app = typer.Typer(no_args_is_help=True)
 database_commands = typer.Typer(no_args_is_help=True, help="The database.")
 app.add_typer(database_commands, name="db")
 
 LOCATION_OPTIONS = ("data_dir", "database_url")
-SERVER_OPTIONS = ("host", "port", "served_model_name", *LOCATION_OPTIONS)
+SERVER_OPTIONS = ("host", "port", "served_model_name", "allow_anonymous", *LOCATION_OPTIONS)
 
 # Connections that are still busy when the server stops are closed after that.
 GRACEFUL_SECONDS = 10
@@ -34,6 +37,15 @@ GRACEFUL_SECONDS = 10
 
 class Server(uvicorn.Server):
     """A server that leaves signals to whoever runs it."""
+
+    def __init__(self, config: uvicorn.Config, stopping: threading.Event) -> None:
+        super().__init__(config)
+        self._stopping = stopping
+
+    def stop(self) -> None:
+        """End soon: streams that would go on are told."""
+        self._stopping.set()
+        self.should_exit = True
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -69,7 +81,7 @@ def serve(config: ServeSettings, context: typer.Context) -> None:
         def give_up() -> None:
             nonlocal has_bad_config
             has_bad_config = True
-            running.should_exit = True
+            running.stop()
 
         supervisor = EngineSupervisor(
             [*_engine_arguments(config), *context.args], _engine_environment(config), give_up
@@ -98,50 +110,49 @@ def demo(config: ServeSettings) -> None:
 @with_options(StoreLocation, *LOCATION_OPTIONS)
 def upgrade_database(config: StoreLocation) -> None:
     """Bring the database to the current schema."""
-    _upgrade(config)
+    migrate(config)
     typer.echo("the database is up to date")
 
 
 def _set_up(config: ServerSettings) -> None:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s server %(levelname)s %(message)s")
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    _upgrade(config)
+    logs.configure("server", config.log_level, config.log_format, secrets_of(os.environ))
+    tracing.configure("server")
+    migrate(config)
+    _check_exposure(config)
 
 
-def _upgrade(location: StoreLocation) -> None:
-    try:
-        location.data_dir.mkdir(parents=True, exist_ok=True)
-        upgrade(location.url)
-    except (SQLAlchemyError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(
-            f"the database at {_without_password(location.url)} cannot be used: {reason}"
-        ) from None
-
-
-def _without_password(url: str) -> str:
-    try:
-        return make_url(url).render_as_string(hide_password=True)
-    except (ArgumentError, ValueError):
-        return f"{url.partition('://')[0]}://***"  # where in it a password is cannot be told
+def _check_exposure(config: ServerSettings) -> None:
+    """Raise ConfigError if strangers could use this server without a key."""
+    if config.allow_anonymous or is_loopback(config.host):
+        return
+    with opened(config) as database:
+        if ApiKeys(database).exist():
+            return
+    raise ConfigError(
+        f"--host {config.host} can be reached from other machines, and there is no API key yet: "
+        "make one with `trunkline keys create --project NAME`, or serve everybody with "
+        "--allow-anonymous"
+    )
 
 
 def _make_server(config: ServerSettings, expected_models: tuple[str, ...]) -> Server:
+    stopping = threading.Event()
     return Server(
         uvicorn.Config(
-            create_app(config, expected_models),
+            create_app(config, expected_models, stopping),
             host=config.host,
             port=config.port,
             log_config=None,
             access_log=False,
             timeout_graceful_shutdown=GRACEFUL_SECONDS,
-        )
+        ),
+        stopping,
     )
 
 
 def _stop_on_signals(running: Server) -> None:
     def stop(*_: object) -> None:
-        running.should_exit = True
+        running.stop()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)

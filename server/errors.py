@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -13,7 +14,13 @@ from fastapi.responses import JSONResponse
 from sqlalchemy.exc import DataError
 from starlette.exceptions import HTTPException
 
-from trunkline.store.errors import IllegalTransition, InUse, NotFound, UnknownCursor
+from trunkline.store.errors import (
+    IdempotencyConflict,
+    IllegalTransition,
+    InUse,
+    NotFound,
+    UnknownCursor,
+)
 from trunkline.store.json_types import json_type
 
 INVALID_REQUEST = "invalid_request_error"
@@ -27,6 +34,8 @@ class ApiError(Exception):
         message: what was given and what is allowed.
         param: the parameter at fault.
         code: a short identifier.
+        kind: the error's type on the wire.
+        headers: of the reply.
     """
 
     def __init__(
@@ -36,6 +45,7 @@ class ApiError(Exception):
         param: str | None = None,
         code: str | None = None,
         kind: str = INVALID_REQUEST,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.status_code = status_code
@@ -43,6 +53,7 @@ class ApiError(Exception):
         self.param = param
         self.code = code
         self.kind = kind
+        self.headers = dict(headers or {})
 
 
 def missing_parameter(name: str) -> ApiError:
@@ -66,8 +77,8 @@ def invalid_value(name: str, message: str) -> ApiError:
 
 def error_response(error: ApiError) -> JSONResponse:
     # The official clients repeat a request on 409, which can never help here.
-    headers = {"x-should-retry": "false"} if error.status_code == 409 else None
-    return JSONResponse(error_body(error), error.status_code, headers)
+    headers = {"x-should-retry": "false"} if error.status_code == 409 else {}
+    return JSONResponse(error_body(error), error.status_code, headers | error.headers)
 
 
 def error_body(error: ApiError) -> dict[str, Any]:
@@ -93,7 +104,7 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(DataError, _on_data_error)
-    for kind in (NotFound, UnknownCursor, IllegalTransition, InUse):
+    for kind in (NotFound, UnknownCursor, IllegalTransition, IdempotencyConflict, InUse):
         app.add_exception_handler(kind, _on_store_error)
 
 
@@ -144,7 +155,18 @@ async def _on_store_error(_: Request, error: Exception) -> JSONResponse:
             )
         )
     if isinstance(error, IllegalTransition):
-        return error_response(ApiError(409, f"Cannot cancel a batch with status '{error.status}'."))
+        return error_response(
+            ApiError(409, f"Cannot {error.action} a batch with status '{error.status}'.")
+        )
+    if isinstance(error, IdempotencyConflict):
+        return error_response(
+            ApiError(
+                409,
+                f"The idempotency key '{error.key}' was used with another request before. Use a "
+                "new key for a new request.",
+                code="idempotency_key_reused",
+            )
+        )
     assert isinstance(error, InUse)
     return error_response(
         ApiError(

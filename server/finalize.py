@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 from trunkline.store.batch_file import output_line
-from trunkline.store.batches import Batches
 from trunkline.store.blobs import BlobStore, BlobWriter
+from trunkline.store.outcomes import Outcomes
 from trunkline.store.records import OutcomeRow, StoredBlob
 
 
 def write_results(
-    batches: Batches, batch_id: str, blobs: BlobStore, still_ours: Callable[[], None]
+    outcomes: Outcomes, batch_id: str, blobs: BlobStore, still_ours: Callable[[], None]
 ) -> tuple[StoredBlob | None, StoredBlob | None]:
     """Write the results of a batch as JSONL.
 
@@ -24,7 +24,7 @@ def write_results(
     """
     with ExitStack() as stack:
         writers: dict[bool, BlobWriter] = {}
-        for row in _checked_now_and_then(batches.outcomes(batch_id), still_ours):
+        for row in _checked_now_and_then(outcomes.by_line(batch_id), still_ours):
             is_success = row.outcome.status_code == 200
             if is_success not in writers:
                 writers[is_success] = stack.enter_context(blobs.writer())

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from trunkline.server.finalize import write_results
 from trunkline.server.intake import Intake, read_input
 from trunkline.store.batches import Batches
-from trunkline.store.blobs import DiskBlobs
 from trunkline.store.closing import Closing
 from trunkline.store.database import Database
 from trunkline.store.errors import LeaseLost, NotFound
 from trunkline.store.files import Files
 from trunkline.store.location import StoreLocation
+from trunkline.store.open_blobs import open_blobs
+from trunkline.store.outcomes import Outcomes
 from trunkline.store.records import Claim, LineError, NewFile, StoredBlob
 from trunkline.store.states import BatchStatus
 
@@ -47,7 +48,7 @@ def run_job(job: Job) -> BatchStatus | None:
                 worker.validate()
             else:
                 worker.close()
-            return Batches(database).get(job.claim.batch_id).status
+            return Batches(database, job.claim.project_id).get(job.claim.batch_id).status
         return None
     finally:
         database.close()
@@ -57,9 +58,10 @@ class _Worker:
     def __init__(self, job: Job, database: Database) -> None:
         self._job = job
         self._claim = job.claim
-        self._blobs = DiskBlobs(job.location.blobs_dir)
-        self._files = Files(database)
-        self._batches = Batches(database)
+        self._blobs = open_blobs(job.location)
+        self._files = Files(database, job.claim.project_id)
+        self._batches = Batches(database, job.claim.project_id)
+        self._outcomes = Outcomes(database)
         self._closing = Closing(database)
 
     def validate(self) -> None:
@@ -68,7 +70,10 @@ class _Worker:
         if intake.errors:
             self._closing.reject(self._claim, intake.errors, now)
         else:
-            self._closing.accept(self._claim, intake.requests, intake.model, now)
+            assert intake.model is not None, "every valid line names a model"
+            self._closing.accept(
+                self._claim, intake.requests, intake.model, intake.num_estimated_tokens, now
+            )
 
     def _read_input(self) -> Intake:
         claim = self._claim
@@ -84,14 +89,14 @@ class _Worker:
                 "file_id",
                 None,
             )
-            return Intake([], None, [gone])
+            return Intake([], None, 0, [gone])
 
     def close(self) -> None:
         """Settle the lines that were not run, write the files, and end the batch."""
         now = int(time.time())
         self._closing.close_unfinished(self._claim, now)
         blobs = write_results(
-            self._batches, self._claim.batch_id, self._blobs, self._check_still_ours
+            self._outcomes, self._claim.batch_id, self._blobs, self._check_still_ours
         )
         batch = self._batches.get(self._claim.batch_id)
         lifetime = batch.output_expires_after_seconds or self._job.output_expires_seconds

@@ -1,4 +1,4 @@
-"""The server's background work: batches are validated, expired and finalized; old files deleted.
+"""The server's background work: batches are validated, expired and finalized; old things deleted.
 
 One thread decides, one worker process computes. All state is in the store: whatever is interrupted
 is begun again by this server or another one.
@@ -13,22 +13,21 @@ from collections.abc import Callable
 from concurrent.futures import Future, wait
 from concurrent.futures.process import BrokenProcessPool
 
+from trunkline.server.job_observation import LOST, observed_job
 from trunkline.server.jobs import Job
+from trunkline.server.metrics import Metrics
 from trunkline.server.settings import ServerSettings
+from trunkline.server.sweep import Sweep
 from trunkline.server.worker import Worker
-from trunkline.store.blobs import BlobStore
 from trunkline.store.closing import Closing
 from trunkline.store.errors import LeaseLost
-from trunkline.store.files import Files
 from trunkline.store.location import StoreLocation
 from trunkline.store.records import Claim
-from trunkline.store.states import BatchStatus
+from trunkline.store.states import BatchStatus, is_terminal
 
 logger = logging.getLogger(__name__)
 
 SWEEP_SECONDS = 60.0
-# An upload that has not moved for so long was given up.
-ABANDONED_SECONDS = 3600.0
 # After an unforeseen error.
 PAUSE_SECONDS = 5.0
 
@@ -40,15 +39,17 @@ class Lifecycle:
         self,
         settings: ServerSettings,
         closing: Closing,
-        files: Files,
-        blobs: BlobStore,
+        sweep: Sweep,
         models: Callable[[], tuple[str, ...]],
+        batch_ended: Callable[[], None],
+        metrics: Metrics,
     ) -> None:
         self._settings = settings
         self._closing = closing
-        self._files = files
-        self._blobs = blobs
+        self._sweep = sweep
         self._models = models
+        self._batch_ended = batch_ended
+        self._metrics = metrics
         self._stopping = threading.Event()
         self._wake = threading.Event()
         self._thread = threading.Thread(target=self._run, name="lifecycle", daemon=True)
@@ -91,7 +92,7 @@ class Lifecycle:
         if num_expired:
             logger.info("%d batches have reached the end of their window", num_expired)
         if now >= self._next_sweep:
-            self._sweep(int(now))
+            self._sweep.run(int(now))
             self._next_sweep = now + SWEEP_SECONDS
         claim = self._closing.claim(
             self._settings.server_name, now, self._settings.server_lease_seconds
@@ -101,39 +102,40 @@ class Lifecycle:
         self._advance(claim)
         return True
 
-    def _sweep(self, now: int) -> None:
-        while expired := self._files.take_expired(now):
-            for file in expired:
-                self._blobs.delete(file.blob_key)
-            logger.info("%d expired files deleted", len(expired))
-        self._blobs.sweep_temporary(ABANDONED_SECONDS)
-
     def _advance(self, claim: Claim) -> None:
         settings = self._settings
         job = Job(
-            location=StoreLocation(data_dir=settings.data_dir, database_url=settings.database_url),
+            location=StoreLocation(
+                data_dir=settings.data_dir,
+                database_url=settings.database_url,
+                blob_url=settings.blob_url,
+            ),
             claim=claim,
             models=self._models(),
             max_requests=settings.max_batch_requests,
             lease_seconds=settings.server_lease_seconds,
             output_expires_seconds=settings.output_expires_seconds,
         )
-        started = time.monotonic()
-        try:
-            status = self._wait(self._worker.submit(job), claim)
-        except BrokenProcessPool:
-            if not self._stopping.is_set():
-                self._worker.replace()
-                raise
-            self._closing.release(claim)
-            return
-        logger.info(
-            "batch %s: %s -> %s in %.1f s",
-            claim.batch_id,
-            claim.status,
-            status or "taken by another server",
-            time.monotonic() - started,
-        )
+        with observed_job(claim, self._metrics) as observed:
+            started = time.monotonic()
+            try:
+                status = self._wait(self._worker.submit(job), claim)
+            except BrokenProcessPool:
+                if not self._stopping.is_set():
+                    self._worker.replace()
+                    raise
+                self._closing.release(claim)
+                return
+            observed.result = status or LOST
+            if status is not None and is_terminal(status):
+                self._batch_ended()
+            logger.info(
+                "batch %s: %s -> %s in %.1f s",
+                claim.batch_id,
+                claim.status,
+                status or "taken by another server",
+                time.monotonic() - started,
+            )
 
     def _wait(self, future: Future[BatchStatus | None], claim: Claim) -> BatchStatus | None:
         """Wait for a job, and keep its lease meanwhile."""

@@ -1,12 +1,12 @@
-"""Uploads: a multipart body streamed into a blob, part by part, in whatever order they come.
+"""Multipart bodies with one file in them, streamed part by part, in whatever order they come.
 
-Memory stays flat: what arrives is written on at once. python-multipart splits the body; this
+Memory stays flat: what arrives is passed on at once. python-multipart splits the body; this
 module knows which part is the file and which are small fields.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 
 from anyio.to_thread import run_sync
@@ -14,50 +14,34 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from trunkline.server.errors import ApiError, missing_parameter
-from trunkline.store.blobs import BlobWriter
 
 MAX_FIELD_BYTES = 64 * 1024
 MAX_FIELDS = 64
 DEFAULT_FILENAME = "upload"
-UTF8_BOM = b"\xef\xbb\xbf"
 
+# Takes some bytes of the file, and the fields that have come before them.
+FileSink = Callable[[bytes, Mapping[str, str]], None]
 
-@dataclass(frozen=True)
-class SizeLimits:
-    """How many bytes an upload may have."""
-
-    max_file_bytes: int
-    max_batch_file_bytes: int
-
-    def check(self, purpose: str | None, num_bytes: int) -> None:
-        """Raise ApiError if so many bytes are too many. An unknown purpose may be any."""
-        maximum = self.max_file_bytes
-        if purpose == "batch":
-            maximum = min(maximum, self.max_batch_file_bytes)
-        if num_bytes > maximum:
-            raise too_large(maximum)
+# What a body may have besides the file: boundaries, headers, small fields.
+MAX_OVERHEAD_BYTES = 16 * MAX_FIELD_BYTES
 
 
 @dataclass
 class UploadForm:
-    """What a multipart upload holds besides the bytes of its file."""
+    """What a multipart body holds besides the bytes of its file."""
 
     filename: str = DEFAULT_FILENAME
     has_file: bool = False
-    first_bytes: bytes = b""  # of the file, from the first that is not blank
     fields: dict[str, str] = field(default_factory=dict)
 
 
 async def read_upload(
-    content_type: str | None,
-    body: AsyncIterator[bytes],
-    writer: BlobWriter,
-    limits: SizeLimits,
+    content_type: str | None, body: AsyncIterator[bytes], file_field: str, sink: FileSink
 ) -> UploadForm:
-    """Read a multipart body; the part named "file" goes to `writer`.
+    """Read a multipart body; the bytes of the part named `file_field` go to `sink`, in a thread.
 
     Raises:
-        ApiError: not a multipart body, cut off, without a file, or too large.
+        ApiError: not a multipart body, cut off, or without a file; or what `sink` raises.
     """
     kind, options = parse_options_header(content_type)
     boundary = options.get(b"boundary")
@@ -67,7 +51,7 @@ async def read_upload(
             f"The content type is {content_type!r}; an upload must be multipart/form-data with "
             "a boundary.",
         )
-    receiver = _Receiver(writer, limits)
+    receiver = _Receiver(file_field, sink)
     parser = MultipartParser(
         boundary,
         {
@@ -90,18 +74,18 @@ async def read_upload(
     if not receiver.is_complete:
         raise ApiError(400, "The multipart body ends before its closing boundary.")
     if not receiver.form.has_file:
-        raise missing_parameter("file")
+        raise missing_parameter(file_field)
     return receiver.form
 
 
 class _Receiver:
     """Callbacks of the parser."""
 
-    def __init__(self, writer: BlobWriter, limits: SizeLimits) -> None:
+    def __init__(self, file_field: str, sink: FileSink) -> None:
         self.form = UploadForm()
         self.is_complete = False
-        self._writer = writer
-        self._limits = limits
+        self._file_field = file_field
+        self._sink = sink
         self._header_name = b""
         self._header_value = b""
         self._headers: dict[bytes, bytes] = {}
@@ -126,13 +110,15 @@ class _Receiver:
     def end_headers(self) -> None:
         _, options = parse_options_header(self._headers.get(b"content-disposition"))
         self._name = options.get(b"name", b"").decode(errors="replace")
-        self._is_file = self._name == "file"
+        self._is_file = self._name == self._file_field
         if not self._is_file:
             if len(self.form.fields) >= MAX_FIELDS:
                 raise ApiError(400, f"The upload has more than {MAX_FIELDS} fields.")
             return
         if self.form.has_file:
-            raise ApiError(400, "The upload has more than one part named 'file'.", "file")
+            raise ApiError(
+                400, f"The upload has more than one part named '{self._name}'.", self._name
+            )
         self.form.has_file = True
         filename = options.get(b"filename", b"").decode(errors="replace")
         self.form.filename = filename.strip() or DEFAULT_FILENAME
@@ -140,7 +126,7 @@ class _Receiver:
     def data(self, data: bytes, start: int, end: int) -> None:
         part = data[start:end]
         if self._is_file:
-            self._file_data(part)
+            self._sink(part, self.form.fields)
         elif len(self._field) + len(part) > MAX_FIELD_BYTES:
             raise ApiError(
                 400, f"The field {self._name!r} is longer than {MAX_FIELD_BYTES} bytes.", self._name
@@ -148,22 +134,9 @@ class _Receiver:
         else:
             self._field += part
 
-    def _file_data(self, part: bytes) -> None:
-        self._limits.check(self.form.fields.get("purpose"), self._writer.num_bytes + len(part))
-        if not self.form.first_bytes:
-            start = part.removeprefix(UTF8_BOM) if not self._writer.num_bytes else part
-            self.form.first_bytes = start.lstrip()[:1]
-        self._writer.write(part)
-
     def end_part(self) -> None:
         if not self._is_file:
             self.form.fields[self._name] = self._field.decode(errors="replace")
 
     def end(self) -> None:
         self.is_complete = True
-
-
-def too_large(max_bytes: int) -> ApiError:
-    return ApiError(
-        413, f"The file is larger than the maximum of {max_bytes} bytes.", "file", "file_too_large"
-    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
 from typing import Any
 
 from trunkline.server.errors import (
@@ -11,36 +11,28 @@ from trunkline.server.errors import (
     invalid_value,
     missing_parameter,
 )
-from trunkline.store.batch_file import ENDPOINTS, UNSTORABLE, parse_json
+from trunkline.server.json_body import parse_object
+from trunkline.store.batch_file import ENDPOINTS
 from trunkline.store.errors import NotFound
 from trunkline.store.files import Files
-from trunkline.store.json_types import json_type
-from trunkline.store.records import NewBatch
+from trunkline.store.records import Idempotency, NewBatch
 
 COMPLETION_WINDOW = "24h"
+MAX_PRIORITY = 100
+MAX_IDEMPOTENCY_KEY = 255
 MAX_METADATA_PAIRS, MAX_METADATA_KEY, MAX_METADATA_VALUE = 16, 64, 512
 MIN_EXPIRES_SECONDS, MAX_EXPIRES_SECONDS = 3600, 2_592_000
 
 
-def parse_new_batch(raw: bytes, files: Files, expires_at: int) -> NewBatch:
+def parse_new_batch(
+    raw: bytes, files: Files, expires_at: int, idempotency_key: str | None = None
+) -> NewBatch:
     """The batch that the JSON text `raw` asks for. Unknown keys are ignored.
 
     Raises:
         ApiError: something is missing, wrong or not there.
     """
-    try:
-        body = parse_json(raw)
-        is_storable = not any(map(UNSTORABLE.search, _strings(body)))
-    except (ValueError, RecursionError):
-        raise ApiError(400, "The body of this request is not valid JSON.") from None
-    if not is_storable:
-        raise ApiError(
-            400,
-            "The body of this request holds a NUL character or half of a surrogate pair; neither "
-            "is allowed.",
-        )
-    if not isinstance(body, dict):
-        raise ApiError(400, f"The body of this request is {json_type(body)}, not an object.")
+    body = parse_object(raw)
     for name in ("input_file_id", "endpoint", "completion_window"):
         if body.get(name) is None:
             raise missing_parameter(name)
@@ -67,20 +59,43 @@ def parse_new_batch(raw: bytes, files: Files, expires_at: int) -> NewBatch:
         expires_at=expires_at,
         metadata=metadata,
         output_expires_after_seconds=output_expires,
+        priority=parse_priority(body.get("priority", 0)),
+        idempotency=idempotency(idempotency_key, raw),
     )
 
 
-def _strings(value: Any) -> Iterator[str]:
-    """All strings in a JSON value."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, list):
-        for item in value:
-            yield from _strings(item)
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield key
-            yield from _strings(item)
+def parse_priority(value: Any) -> int:
+    """A batch's priority.
+
+    Raises:
+        ApiError: it is none.
+    """
+    if type(value) is not int:
+        raise invalid_type("priority", "an integer", value)
+    if not -MAX_PRIORITY <= value <= MAX_PRIORITY:
+        raise invalid_value(
+            "priority",
+            f"Invalid value for 'priority': expected from {-MAX_PRIORITY} to {MAX_PRIORITY}, got "
+            f"{value}.",
+        )
+    return value
+
+
+def idempotency(key: str | None, request: bytes) -> Idempotency | None:
+    """What the header `Idempotency-Key` says about a request with this content.
+
+    Raises:
+        ApiError: the key is empty, too long, or not printable.
+    """
+    if key is None:
+        return None
+    if not 1 <= len(key) <= MAX_IDEMPOTENCY_KEY or not key.isascii() or not key.isprintable():
+        raise invalid_value(
+            "Idempotency-Key",
+            f"Invalid value for 'Idempotency-Key': it has {len(key)} characters, expected 1 to "
+            f"{MAX_IDEMPOTENCY_KEY} printable ASCII characters.",
+        )
+    return Idempotency(key, hashlib.sha256(request).hexdigest())
 
 
 def _check_input_file(files: Files, file_id: str) -> None:

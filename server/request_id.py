@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import secrets
 
+from opentelemetry.trace import get_current_span
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from trunkline.logs import add_log_fields
 from trunkline.server.errors import error_response, internal_error
 
 logger = logging.getLogger(__name__)
@@ -24,6 +26,8 @@ class RequestIdMiddleware:
             await self._app(scope, receive, send)
             return
         request_id = f"req_{secrets.token_hex(12)}"
+        add_log_fields(request_id=request_id)
+        get_current_span().set_attribute("trunkline.request_id", request_id)
         has_started = False
 
         async def send_with_id(message: Message) -> None:

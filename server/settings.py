@@ -8,6 +8,7 @@ import socket
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
+from trunkline.logs import LogSettings
 from trunkline.store.location import StoreLocation
 from trunkline.store.model_names import DEFAULT_MODEL, served_name
 
@@ -15,7 +16,7 @@ MIB = 1024 * 1024
 DAY_SECONDS = 86_400
 
 
-class ServerSettings(StoreLocation):
+class ServerSettings(LogSettings, StoreLocation):
     """How the server runs. Units are in the names: bytes, seconds."""
 
     model_config = SettingsConfigDict(env_prefix="TRUNKLINE_", frozen=True, extra="ignore")
@@ -44,6 +45,24 @@ class ServerSettings(StoreLocation):
     server_name: str = Field(
         default_factory=lambda: f"server-{socket.gethostname()}-{os.getpid()}",
         description="Name of this server in the store; must differ between servers.",
+    )
+    allow_anonymous: bool = Field(
+        False,
+        description="Serve requests without an API key, in the project `default`, wherever they "
+        "come from. Without this, a server that has no keys listens on this machine only.",
+    )
+    max_upload_bytes: int = Field(
+        8 * 1024 * MIB, ge=1, description="Largest file that is uploaded in parts. Bytes."
+    )
+    upload_expires_seconds: int = Field(
+        3600, ge=1, description="An upload in parts must be completed within this time. Seconds."
+    )
+    webhook_timeout_seconds: float = Field(
+        10.0, gt=0, description="A webhook endpoint must answer within this time."
+    )
+    webhook_allow_private_addresses: bool = Field(
+        False,
+        description="Deliver webhooks to private and loopback addresses and over plain http too.",
     )
     server_lease_seconds: float = Field(
         60.0,

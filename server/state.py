@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,12 +10,14 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from trunkline.server.access import Access
+from trunkline.server.metrics import Metrics
 from trunkline.server.settings import ServerSettings
-from trunkline.store.batches import Batches
 from trunkline.store.blobs import BlobStore
 from trunkline.store.database import Database
 from trunkline.store.engines import Engines
-from trunkline.store.files import Files
+from trunkline.store.outcomes import Outcomes
+from trunkline.store.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -24,13 +27,16 @@ class State:
     settings: ServerSettings
     database: Database
     blobs: BlobStore
-    files: Files
-    batches: Batches
+    access: Access
+    outcomes: Outcomes
+    progress: Progress
     engines: Engines
+    metrics: Metrics
     # Names that are served although no engine has registered yet.
     expected_models: tuple[str, ...]
     started_at: int  # unix seconds
     wake_lifecycle: Callable[[], None]
+    stopping: threading.Event
 
     def now(self) -> int:
         """Unix seconds."""

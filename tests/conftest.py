@@ -1,4 +1,4 @@
-"""Fixtures of several suites, databases of both kinds; and Triton, imported before all else."""
+"""Fixtures of several suites, databases of both kinds, S3; and Triton, imported before all else."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ import importlib
 import importlib.util
 import os
 import pwd
+import re
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import psycopg
 import pytest
 import torch
@@ -129,3 +133,71 @@ def database(database_url: str) -> Iterator[Database]:
     opened = Database.open(database_url)
     yield opened
     opened.close()
+
+
+class S3Server:
+    """An S3 server of the test run's own: moto, in a process, with everything in memory."""
+
+    START_SECONDS = 60.0
+
+    def __init__(self) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    def wait(self) -> None:
+        """Wait until it answers."""
+        deadline = time.monotonic() + self.START_SECONDS
+        while True:
+            assert self._process.poll() is None, "moto has ended"
+            assert time.monotonic() < deadline, "moto does not answer"
+            try:
+                httpx.get(self.url)
+            except httpx.TransportError:
+                time.sleep(0.05)
+            else:
+                return
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a program needs to find it."""
+        return {
+            "AWS_ACCESS_KEY_ID": "access-key",
+            "AWS_SECRET_ACCESS_KEY": "secret-key",
+            "AWS_REGION": "us-east-1",
+            "AWS_ENDPOINT_URL": self.url,
+        }
+
+    def create_bucket(self) -> str:
+        """A new, empty bucket; its name."""
+        name = f"bucket-{uuid.uuid4().hex}"
+        httpx.put(f"{self.url}/{name}").raise_for_status()
+        return name
+
+    def keys(self, bucket: str) -> set[str]:
+        """The objects of a bucket, and the uploads in parts that were begun."""
+        found: set[str] = set()
+        for query in ("list-type=2", "uploads"):
+            reply = httpx.get(f"{self.url}/{bucket}?{query}").raise_for_status()
+            found.update(re.findall("<Key>(.*?)</Key>", reply.text))
+        return found
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    server = S3Server()
+    try:
+        server.wait()
+        yield server
+    finally:
+        server.stop()

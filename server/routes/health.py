@@ -12,6 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 import trunkline
 from trunkline.server.state import State, StateOf
+from trunkline.store.blobs import BlobsUnavailable
 from trunkline.store.migrate import is_current
 
 logger = logging.getLogger(__name__)
@@ -32,12 +33,16 @@ def healthz() -> dict[str, Any]:
 
 @router.get("/readyz")
 def readyz(state: StateOf) -> JSONResponse:
-    """The database is there and has all migrations. An engine may come and go."""
+    """Database and blobs are there, with all migrations. An engine may come and go."""
     try:
         is_ready = is_current(state.database)
+        state.blobs.check()
         engines = _alive(state) if is_ready else []
     except SQLAlchemyError:
         logger.exception("the database cannot be reached")
+        is_ready, engines = False, []
+    except BlobsUnavailable as error:
+        logger.error("the blobs cannot be reached: %s", error)
         is_ready, engines = False, []
     body = {
         "status": "ready" if is_ready else "not_ready",

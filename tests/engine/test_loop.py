@@ -28,6 +28,8 @@ from trunkline.store.blobs import DiskBlobs
 from trunkline.store.closing import Closing
 from trunkline.store.database import Database
 from trunkline.store.files import Files
+from trunkline.store.outcomes import Outcomes
+from trunkline.store.projects import DEFAULT_PROJECT_ID
 from trunkline.store.records import EngineRecord, NewBatch, NewFile, NewRequest
 from trunkline.store.states import BatchStatus
 from trunkline.store.work import Work
@@ -85,7 +87,9 @@ class Bench:
 
     def __init__(self, database: Database, folder: Path) -> None:
         self.blobs = DiskBlobs(folder)
-        self.batches, self.files = Batches(database), Files(database)
+        self.batches = Batches(database, DEFAULT_PROJECT_ID)
+        self.files = Files(database, DEFAULT_PROJECT_ID)
+        self.outcomes = Outcomes(database)
         self.closing, self.work = Closing(database), Work(database, self.blobs)
         self.engine: Engine | None = None
 
@@ -105,7 +109,7 @@ class Bench:
         batch_id = self.batches.create(new, now).id
         claim = self.closing.claim("test", now, 60)
         assert claim is not None
-        self.closing.accept(claim, requests, MODEL, now)
+        self.closing.accept(claim, requests, MODEL, 0, now)
         return batch_id
 
     @contextmanager
@@ -155,7 +159,7 @@ class Bench:
         """The answers by line."""
         return {
             row.outcome.line: json.loads(row.outcome.body)["choices"][0]["text"]
-            for row in self.batches.outcomes(batch_id)
+            for row in self.outcomes.by_line(batch_id)
             if row.outcome.status_code == 200 and row.outcome.body is not None
         }
 
@@ -234,7 +238,7 @@ def test_a_batch_whose_input_is_gone_ends_all_the_same(bench: Bench) -> None:
     bench.blobs.delete(file.blob_key)
     with bench.loop():
         bench.wait(lambda: bench.status(batch_id) is BatchStatus.FINALIZING)
-    codes = [row.outcome.error_code for row in bench.batches.outcomes(batch_id)]
+    codes = [row.outcome.error_code for row in bench.outcomes.by_line(batch_id)]
     assert codes == ["input_file_gone"] * 2
 
 
@@ -250,3 +254,35 @@ def test_a_batch_taken_by_somebody_else_is_left_to_them(bench: Bench) -> None:
         time.sleep(0.2)
         assert bench.batches.get(batch_id).num_completed == done
     assert len(list(bench.work.unfinished(claim))) == 300 - done
+
+
+def test_a_paused_batch_waits_with_what_is_done(bench: Bench) -> None:
+    batch_id = bench.batch([f"request {i} say 9" for i in range(200)])
+    with bench.loop(seconds_per_step=0.02):
+        bench.wait(lambda: bench.batches.get(batch_id).num_completed > 10)
+        bench.batches.pause(batch_id, int(time.time()))
+        bench.wait(lambda: not bench.engine_has_work())
+        time.sleep(0.3)  # the last commit, and the release
+        done = bench.batches.get(batch_id).num_completed
+        assert 10 < done < 200
+        time.sleep(0.3)
+        assert bench.batches.get(batch_id).num_completed == done
+        assert bench.status(batch_id) is BatchStatus.IN_PROGRESS
+        before = bench.texts(batch_id)
+        bench.batches.resume(batch_id)
+        bench.wait(lambda: bench.status(batch_id) is BatchStatus.FINALIZING)
+    texts = bench.texts(batch_id)
+    assert before.items() <= texts.items()
+    assert texts == {i + 1: "x" * 9 for i in range(200)}
+
+
+def test_a_higher_priority_overtakes_what_is_held(bench: Bench) -> None:
+    slow = bench.batch([f"request {i} say 9" for i in range(400)])
+    with bench.loop(seconds_per_step=0.01):
+        bench.wait(lambda: bench.batches.get(slow).num_completed > 10)
+        urgent = bench.batch([f"urgent {i} say 9" for i in range(30)])
+        bench.batches.set_priority(urgent, 10)
+        bench.wait(lambda: bench.status(urgent) is BatchStatus.FINALIZING)
+        assert bench.status(slow) is BatchStatus.IN_PROGRESS
+        assert bench.batches.get(slow).num_completed < 390
+        bench.wait(lambda: bench.status(slow) is BatchStatus.FINALIZING)

@@ -1,4 +1,4 @@
-"""A live server in a process of its own, on each kind of database, and an engine that answers."""
+"""A live server in a process of its own, on each kind of store, and an engine that answers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from string import ascii_lowercase
 from typing import Any, TypeVar
@@ -20,9 +21,11 @@ import openai
 import pytest
 from openai.types import Batch, FileObject
 
-from trunkline.store.blobs import DiskBlobs
+from trunkline.store.blobs import BlobStore, DiskBlobs
 from trunkline.store.database import Database
+from trunkline.store.location import ObjectPlace
 from trunkline.store.migrate import upgrade
+from trunkline.store.object_blobs import ObjectBlobs
 from trunkline.store.records import Claim, EngineRecord, Outcome, RequestRow
 from trunkline.store.work import Work
 
@@ -45,8 +48,8 @@ def wait_for(condition: Callable[[], T], seconds: float = 30) -> T:
 class FakeEngine:
     """Works on the store as an engine does, without a model; the answers name their line."""
 
-    def __init__(self, database: Database, blobs_dir: Path) -> None:
-        self.work = Work(database, DiskBlobs(blobs_dir))
+    def __init__(self, database: Database, blobs: BlobStore) -> None:
+        self.work = Work(database, blobs)
         # Nobody else's, so that it claims only batches of its own test.
         self.model = "model-" + "".join(random.choices(ascii_lowercase, k=16))
         now = time.time()
@@ -107,7 +110,13 @@ def _outcome(row: RequestRow, is_failure: bool) -> Outcome:
 class LiveServer:
     """`trunkline server` on a data folder and a database."""
 
-    def __init__(self, folder: Path, database_url: str, **settings: object) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        database_url: str,
+        environment: Mapping[str, str] | None = None,
+        **settings: object,
+    ) -> None:
         self.data_dir = folder / "data"
         self.database_url = database_url
         self.database = Database.open(database_url)
@@ -123,6 +132,7 @@ class LiveServer:
             "server_poll_seconds": 0.05,
             **settings,
         }
+        self._environment = environment or {}
         self._log_path = folder / "server.log"
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -140,7 +150,7 @@ class LiveServer:
                 ],
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, "PYTHONSAFEPATH": "1", **environment},
+                env={**os.environ, "PYTHONSAFEPATH": "1", **self._environment, **environment},
             )
         wait_for(self._is_ready)
 
@@ -199,6 +209,10 @@ class LiveServer:
     def wait_for_end(self, batch_id: str) -> Batch:
         return self.wait(batch_id, *ENDED)
 
+    def blob_store(self) -> BlobStore:
+        """The same bytes as the server's, for an engine."""
+        return DiskBlobs(self.data_dir / "blobs")
+
     def blobs(self) -> set[Path]:
         """The files in which uploads and results are kept."""
         return {path for path in (self.data_dir / "blobs").rglob("*") if path.is_file()}
@@ -218,18 +232,81 @@ class LiveServer:
         return [(error.code, error.line, error.param) for error in batch.errors.data]
 
 
-@pytest.fixture(scope="session", params=["sqlite", "postgres"])
+class Alternating(httpx.HTTPTransport):
+    """Sends each request to the next of several servers, whatever its URL says."""
+
+    def __init__(self, base_urls: Sequence[str]) -> None:
+        super().__init__()
+        self._next = cycle(map(httpx.URL, base_urls))
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        place = next(self._next)
+        request.url = request.url.copy_with(host=place.host, port=place.port)
+        return super().handle_request(request)
+
+
+class TwoServers(LiveServer):
+    """Two servers on one PostgreSQL and one bucket. What one is asked, the other must know.
+
+    The clients send every request to the other server; who goes by the base URL meets the first.
+    """
+
+    def __init__(self, folder: Path, database_url: str, s3: Any) -> None:
+        self._s3, self._bucket = s3, s3.create_bucket()
+        place = {"TRUNKLINE_BLOB_URL": f"s3://{self._bucket}/a/prefix", **s3.environment}
+        super().__init__(folder, database_url, place, server_name="first-server")
+        (folder / "second").mkdir()
+        self._second = LiveServer(
+            folder / "second", database_url, place, server_name="second-server"
+        )
+        self.http.close()
+        self.client.close()
+        urls = (self.base_url, self._second.base_url)
+        self.http = httpx.Client(base_url=self.base_url, timeout=60, transport=Alternating(urls))
+        self.client = openai.OpenAI(
+            base_url=f"{self.base_url}/v1",
+            api_key="unused",
+            max_retries=0,
+            http_client=httpx.Client(transport=Alternating(urls), timeout=60),
+        )
+
+    @property
+    def log(self) -> str:
+        return super().log + self._second.log
+
+    def start(self) -> None:
+        super().start()
+        self._second.start()
+
+    def close(self) -> None:
+        self._second.close()
+        super().close()
+
+    def blob_store(self) -> BlobStore:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in self._s3.environment.items():
+                patch.setenv(name, value)
+            return ObjectBlobs(ObjectPlace(self._bucket, "a/prefix"))
+
+    def blobs(self) -> set[Path]:
+        return {Path(key) for key in self._s3.keys(self._bucket)}
+
+
+@pytest.fixture(scope="session", params=["sqlite", "postgres", "postgres+s3"])
 def server(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[LiveServer]:
-    """One server for all tests that look only at what they have made themselves."""
+    """One installation for all tests that look only at what they have made themselves."""
     folder = tmp_path_factory.mktemp("server")
     if request.param == "sqlite":
         url = f"sqlite:///{folder / 'test.db'}"
     else:
         url = request.getfixturevalue("postgres").create_database()
     upgrade(url)
-    running = LiveServer(folder, url)
+    if request.param == "postgres+s3":
+        running: LiveServer = TwoServers(folder, url, request.getfixturevalue("s3_server"))
+    else:
+        running = LiveServer(folder, url)
     running.start()
     yield running
     running.close()
@@ -240,7 +317,7 @@ def make_engine() -> Callable[[LiveServer], FakeEngine]:
     """Makes engines beside a server, each for a model of its own."""
 
     def make(server: LiveServer) -> FakeEngine:
-        return FakeEngine(server.database, server.data_dir / "blobs")
+        return FakeEngine(server.database, server.blob_store())
 
     return make
 

@@ -19,7 +19,8 @@ from trunkline.store.migrate import upgrade
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 # Those that have no way to be asked for something wrong.
 ALWAYS_FINE = {
-    *(("GET", path) for path in ("/", "/healthz", "/readyz", "/v1/models")),
+    *(("GET", path) for path in ("/", "/healthz", "/readyz", "/metrics")),
+    *(("GET", path) for path in ("/v1/models", "/v1/engines", "/v1/webhook_event_types")),
     *(("GET", path) for path in ("/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc")),
 }
 
@@ -56,7 +57,7 @@ def app(tmp_path: Path) -> Iterator[FastAPI]:
 @pytest.fixture
 async def http(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         yield client
 
 

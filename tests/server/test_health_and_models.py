@@ -21,7 +21,7 @@ from trunkline.store.records import EngineRecord
 def unmigrated(tmp_path: Path) -> Iterator[TestClient]:
     """The application on a database without tables, and without its background work."""
     app = create_app(ServerSettings(data_dir=tmp_path))
-    yield TestClient(app)
+    yield TestClient(app, "http://127.0.0.1")
     app.state.trunkline.database.close()
 
 

@@ -172,5 +172,5 @@ def test_metadata_come_back(server: Any) -> None:
 
 
 def test_unknown_keys_are_ignored(server: Any) -> None:
-    request = {**good_request(server), "priority": "low", "extra_body": {"a": 1}}
+    request = {**good_request(server), "urgency": "low", "extra_body": {"a": 1}}
     assert server.http.post("/v1/batches", json=request).status_code == 200

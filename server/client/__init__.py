@@ -1,0 +1,1 @@
+"""The commands for people who live in a shell: submit, watch, fetch, over HTTP."""
