@@ -20,8 +20,10 @@ HERE = Path(__file__).parent
 # Module with a table of settings -> the heading of its section.
 SECTIONS = {
     "trunkline.store.location": "Server and engine",
+    "trunkline.logs": "Logs of server and engine",
     "trunkline.server.settings": "Server",
     "trunkline.engine.config": "Engine",
+    "trunkline.server.client.settings": "Shell client",
 }
 
 HEAD = """\

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 # The folders that make up the project; whatever else lies in a checkout is not looked at.
 FOLDERS = (
     *("server", "store", "engine", "kernels", "migrations"),
-    *("tests", "benchmarks", "docs", "docker"),
+    *("tests", "benchmarks", "docs", "docker", "deploy"),
 )
 CODE_FOLDERS = ("server", "store", "engine", "kernels", "migrations", "benchmarks")
 TEXT_SUFFIXES = frozenset(

@@ -17,7 +17,10 @@ COMMAND = re.compile(r"(?:^|`|\$ )trunkline ([a-z]+)\b", re.MULTILINE)
 CODE_PATH = re.compile(r"`((?:server|store|engine|kernels|migrations|tests|docker)/[\w./-]*\w)`")
 
 # What users and scripts may depend on.
-FIXED_COMMANDS = ("serve", "server", "engine", "run", "plan", "demo", "db")
+FIXED_COMMANDS = (
+    *("serve", "server", "engine", "run", "plan", "simulate", "demo", "db", "keys", "projects"),
+    *("submit", "status", "fetch", "cancel", "pause", "resume", "retry"),
+)
 
 
 def test_relative_links_resolve(documents: list[Path], root: Path) -> None:

@@ -40,6 +40,10 @@ LATE_IMPORTS = {
         "server/cli.py",
         "trunkline.server.demo.run",
     ): "the official client; no other command needs it",
+    (
+        "server/client/commands.py",
+        "trunkline.server.client.actions",
+    ): "HTTP client and tables; --help must be quick",
 }
 
 # Names that say nothing about what is inside.
