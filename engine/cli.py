@@ -51,6 +51,7 @@ def engine(
         Path | None, typer.Option(help="Folder of the file bytes and of the SQLite database.")
     ] = None,
     database_url: Annotated[str | None, typer.Option(help="sqlite:/// or postgresql://.")] = None,
+    blob_url: Annotated[str | None, typer.Option(help="s3://BUCKET/PREFIX.")] = None,
     parent_pid: Annotated[
         int | None, typer.Option(hidden=True, help="Stop when this process is gone.")
     ] = None,
@@ -62,7 +63,9 @@ def engine(
     log = resolve(LogSettings)
     logs.configure("engine", log.log_level, log.log_format)
     tracing.configure("engine")
-    location = resolve(StoreLocation, data_dir=data_dir, database_url=database_url)
+    location = resolve(
+        StoreLocation, data_dir=data_dir, database_url=database_url, blob_url=blob_url
+    )
     serve(config, location, parent_pid)
 
 

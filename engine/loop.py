@@ -28,6 +28,7 @@ from trunkline.engine.figures import LiveFigures
 from trunkline.engine.held_batch import HeldBatch
 from trunkline.engine.outcome import answered, refused
 from trunkline.engine.plan_summary import PlanSummariser
+from trunkline.store.blobs import BlobsUnavailable
 from trunkline.store.errors import LeaseLost
 from trunkline.store.records import Claim, EngineRecord, Outcome, RequestRow
 from trunkline.store.work import Work
@@ -216,6 +217,12 @@ class Loop:
             for line in lines:
                 gone = Outcome(line, error_code="input_file_gone", error_message=str(error))
                 self._outcomes.put((batch, gone))
+        except BlobsUnavailable as error:
+            # The lines are there, only not now: for this engine later, or for another one.
+            logger.warning("batch %s: given back, %s", claim.batch_id, error)
+            self._work.release(claim)
+            self._forget(batch, "released")
+            self._stopping.wait(self._config.poll_seconds)
 
     def _read(self, batch: HeldBatch) -> None:
         """Admit the lines of `batch` that have no outcome."""

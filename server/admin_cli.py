@@ -23,7 +23,7 @@ projects = typer.Typer(no_args_is_help=True, help="Projects and their limits.")
 app.add_typer(keys, name="keys")
 app.add_typer(projects, name="projects")
 
-LOCATION_OPTIONS = ("data_dir", "database_url")
+LOCATION_OPTIONS = ("data_dir", "database_url", "blob_url")
 
 # For a limit: what is not a number takes it away.
 NO_LIMIT = "none"

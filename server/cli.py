@@ -21,14 +21,16 @@ from trunkline.server.app import create_app
 from trunkline.server.opening import migrate, opened
 from trunkline.server.settings import ServerSettings, ServeSettings
 from trunkline.server.supervisor import EngineSupervisor
+from trunkline.store.blobs import BlobsUnavailable
 from trunkline.store.location import StoreLocation
+from trunkline.store.open_blobs import open_blobs
 from trunkline.store.projects import ApiKeys
 
 app = typer.Typer(no_args_is_help=True)
 database_commands = typer.Typer(no_args_is_help=True, help="The database.")
 app.add_typer(database_commands, name="db")
 
-LOCATION_OPTIONS = ("data_dir", "database_url")
+LOCATION_OPTIONS = ("data_dir", "database_url", "blob_url")
 SERVER_OPTIONS = ("host", "port", "served_model_name", "allow_anonymous", *LOCATION_OPTIONS)
 
 # Connections that are still busy when the server stops are closed after that.
@@ -118,6 +120,10 @@ def _set_up(config: ServerSettings) -> None:
     logs.configure("server", config.log_level, config.log_format, secrets_of(os.environ))
     tracing.configure("server")
     migrate(config)
+    try:
+        open_blobs(config).check()
+    except BlobsUnavailable as error:
+        raise ConfigError(str(error)) from None
     _check_exposure(config)
 
 
@@ -170,7 +176,11 @@ def _engine_arguments(config: ServeSettings) -> list[str]:
 
 def _engine_environment(config: ServeSettings) -> dict[str, str]:
     # The URL may hold a password, and everyone on the machine can read a process's arguments.
-    return {"TRUNKLINE_DATABASE_URL": config.database_url} if config.database_url else {}
+    given = {
+        "TRUNKLINE_DATABASE_URL": config.database_url,
+        "TRUNKLINE_BLOB_URL": config.blob_url,
+    }
+    return {name: value for name, value in given.items() if value}
 
 
 @contextmanager

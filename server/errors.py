@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from fastapi.responses import JSONResponse
 from sqlalchemy.exc import DataError
 from starlette.exceptions import HTTPException
 
+from trunkline.store.blobs import BlobsUnavailable
 from trunkline.store.errors import (
     IdempotencyConflict,
     IllegalTransition,
@@ -22,6 +24,8 @@ from trunkline.store.errors import (
     UnknownCursor,
 )
 from trunkline.store.json_types import json_type
+
+logger = logging.getLogger(__name__)
 
 INVALID_REQUEST = "invalid_request_error"
 
@@ -104,6 +108,7 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(DataError, _on_data_error)
+    app.add_exception_handler(BlobsUnavailable, _on_blobs_unavailable)
     for kind in (NotFound, UnknownCursor, IllegalTransition, IdempotencyConflict, InUse):
         app.add_exception_handler(kind, _on_store_error)
 
@@ -140,6 +145,17 @@ async def _on_data_error(_: Request, __: Exception) -> JSONResponse:
     """PostgreSQL cannot even look for a NUL character."""
     return error_response(
         ApiError(400, "A value in this request holds a NUL character, which is not allowed.")
+    )
+
+
+async def _on_blobs_unavailable(_: Request, error: Exception) -> JSONResponse:
+    logger.error("the blobs cannot be reached: %s", error)
+    return error_response(
+        ApiError(
+            503,
+            "The storage of files cannot be reached at the moment. Please try again later.",
+            kind="server_error",
+        )
     )
 
 

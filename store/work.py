@@ -149,7 +149,9 @@ class Work:
         if not rows:
             return []
         with self._blobs.open(self._input_key(claim)) as blob:
-            return [(_request(row, blob), row.num_output_tokens) for row in rows]
+            # In the order of the file, which is read ahead.
+            ascending = sorted(rows, key=lambda row: int(row.offset))
+            return [(_request(row, blob), row.num_output_tokens) for row in ascending]
 
     def commit(self, claim: Claim, new: Iterable[Outcome], now: int) -> int:
         """Store outcomes and raise the batch's counts; a line that has one keeps it.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import posixpath
 from pathlib import Path
 
 from fastapi import APIRouter, HTTPException, Request, Response
@@ -50,7 +50,7 @@ def dashboard() -> RedirectResponse:
 @router.api_route("/dashboard/{path:path}", methods=["GET", "HEAD"])
 async def dashboard_file(request: Request, path: str) -> Response:
     """A file of the dashboard."""
-    name = os.path.normpath(path or INDEX)
+    name = posixpath.normpath(path or INDEX)
     media_type = TYPES.get(Path(name).suffix)
     if media_type is None:
         raise HTTPException(404)

@@ -32,6 +32,7 @@ from trunkline.server.wire import (
     file_object,
     page_object,
 )
+from trunkline.server.writing import blob_writer
 from trunkline.store.errors import NotFound
 from trunkline.store.records import FileRecord, NewFile
 
@@ -60,7 +61,7 @@ async def upload(request: Request, state: StateOf, scope: ScopeOf) -> FileObject
     settings = state.settings
     limits = SizeLimits(settings.max_file_bytes, settings.max_batch_file_bytes)
     check_content_length(request.headers, "file", limits.max_file_bytes)
-    with state.blobs.writer() as writer:
+    async with blob_writer(state.blobs) as writer:
         content = FileContent(writer, limits)
         form = await read_upload(
             request.headers.get("content-type"),

@@ -34,6 +34,7 @@ from trunkline.server.openapi import EXPIRES_AFTER, json_body, multipart_body
 from trunkline.server.scope import Scope, ScopeOf
 from trunkline.server.state import State, StateOf
 from trunkline.server.wire import FileObject, file_object
+from trunkline.server.writing import blob_writer
 from trunkline.store.errors import NotFound
 from trunkline.store.records import FileRecord, NewFile, StoredBlob
 from trunkline.store.uploads import (
@@ -107,7 +108,7 @@ async def add_part(upload_id: str, request: Request, state: StateOf, scope: Scop
     if upload.status is not UploadStatus.PENDING:
         raise _closed("add a part to", upload.status)
     check_content_length(request.headers, "data", MAX_PART_BYTES)
-    with state.blobs.writer() as writer:
+    async with blob_writer(state.blobs) as writer:
 
         def write(data: bytes, _: Mapping[str, str]) -> None:
             num_bytes = writer.num_bytes + len(data)

@@ -40,6 +40,7 @@ LATE_IMPORTS = {
         "server/cli.py",
         "trunkline.server.demo.run",
     ): "the official client; no other command needs it",
+    ("src/trunkline/tracing.py", "trunkline.trace_export"): "the extra `otel`",
     (
         "server/client/commands.py",
         "trunkline.server.client.actions",

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ from trunkline.engine.sequence import Sequence as TokenSequence
 from trunkline.engine.simulation.hardware import HARDWARE, MODEL_SHAPES
 from trunkline.engine.step_plan import StepPlan, StepResult
 from trunkline.store.batches import Batches
-from trunkline.store.blobs import DiskBlobs
+from trunkline.store.blobs import BlobsUnavailable, DiskBlobs
 from trunkline.store.closing import Closing
 from trunkline.store.database import Database
 from trunkline.store.files import Files
@@ -286,3 +286,22 @@ def test_a_higher_priority_overtakes_what_is_held(bench: Bench) -> None:
         assert bench.status(slow) is BatchStatus.IN_PROGRESS
         assert bench.batches.get(slow).num_completed < 390
         bench.wait(lambda: bench.status(slow) is BatchStatus.FINALIZING)
+
+
+def test_a_batch_whose_input_cannot_be_reached_is_tried_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch_id = bench.batch(["say 1", "say 2"])
+    tries = []
+    really_open = bench.blobs.open
+
+    def open_(key: str) -> BinaryIO:
+        tries.append(key)
+        if len(tries) <= 3:
+            raise BlobsUnavailable("the bucket cannot be reached")
+        return really_open(key)
+
+    monkeypatch.setattr(bench.blobs, "open", open_)
+    with bench.loop():
+        bench.wait(lambda: bench.status(batch_id) is BatchStatus.FINALIZING)
+    assert bench.texts(batch_id) == {1: "x", 2: "xx"}

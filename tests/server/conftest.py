@@ -214,8 +214,12 @@ class LiveServer:
         return DiskBlobs(self.data_dir / "blobs")
 
     def blobs(self) -> set[Path]:
-        """The files in which uploads and results are kept."""
+        """Where uploads and results are kept; the last part of each path is the blob's key."""
         return {path for path in (self.data_dir / "blobs").rglob("*") if path.is_file()}
+
+    def delete_blob(self, path: Path) -> None:
+        """Take away one of `blobs`, as an administrator may who does not know better."""
+        self.blob_store().delete(path.name)
 
     def results(self, file_id: str | None) -> list[dict[str, Any]]:
         """The lines of an output or error file; none if there is no file."""

@@ -135,7 +135,7 @@ def test_a_file_that_is_gone(server: Any, engine: Any) -> None:
     before = server.blobs()
     file = server.upload(jsonl(engine.lines(1)))
     for blob in server.blobs() - before:
-        blob.unlink()
+        server.delete_blob(blob)
     batch = server.client.batches.create(
         input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
     )
