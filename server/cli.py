@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -15,7 +14,6 @@ import uvicorn
 
 from trunkline import logs, tracing
 from trunkline.options import EXIT_BAD_CONFIG, ConfigError, with_options
-from trunkline.redaction import secrets_of
 from trunkline.server.access import is_loopback
 from trunkline.server.app import create_app
 from trunkline.server.opening import migrate, opened
@@ -117,7 +115,7 @@ def upgrade_database(config: StoreLocation) -> None:
 
 
 def _set_up(config: ServerSettings) -> None:
-    logs.configure("server", config.log_level, config.log_format, secrets_of(os.environ))
+    logs.configure("server", config.log_level, config.log_format)
     tracing.configure("server")
     migrate(config)
     try:

@@ -61,14 +61,22 @@ export class ApiError extends Error {
   }
 }
 
+/** The server could not be reached, or fell silent in the middle. */
+export class ConnectionError extends Error {
+  constructor() {
+    super("The server cannot be reached.");
+  }
+}
+
 /**
  * @template T
  * @param {string} path
  * @param {AbortSignal} [signal]
+ * @param {(response: Response) => Promise<T>} [read]
  * @returns {Promise<T>}
  */
-export async function get(path, signal) {
-  return (await open(path, signal)).json();
+export async function get(path, signal, read = (response) => response.json()) {
+  return reached(read(await open(path, signal)));
 }
 
 /**
@@ -101,7 +109,7 @@ export async function post(path, body, extraHeaders = {}) {
       body: body && JSON.stringify(body),
     }),
   );
-  return response.json();
+  return reached(response.json());
 }
 
 /**
@@ -118,7 +126,7 @@ export async function upload(file, onProgress, signal) {
     form.append("file", file, file.name);
     return send(form, headers, onProgress, signal);
   });
-  return response.json();
+  return reached(response.json());
 }
 
 /**
@@ -146,7 +154,7 @@ function send(form, headers, onProgress, signal) {
     );
     request.addEventListener(
       "error",
-      settle(() => reject(new TypeError("The connection broke during the upload."))),
+      settle(() => reject(new ConnectionError())),
     );
     request.addEventListener(
       "abort",
@@ -164,16 +172,29 @@ function send(form, headers, onProgress, signal) {
 async function authorized(request) {
   for (;;) {
     const key = currentKey();
-    const response = await request(key === null ? {} : { authorization: `Bearer ${key}` });
+    const response = await reached(request(key === null ? {} : { authorization: `Bearer ${key}` }));
     if (response.ok) return response;
     const error = await errorOf(response);
     if (response.status !== 401 || !(await replaceKey(key, error.message))) throw error;
   }
 }
 
+/**
+ * What comes of a transfer. `fetch` reports a lost connection as a TypeError, as if it were a mistake
+ * in the program.
+ * @template T
+ * @param {Promise<T>} transfer
+ * @returns {Promise<T>}
+ */
+export function reached(transfer) {
+  return transfer.catch((error) => {
+    throw error instanceof TypeError ? new ConnectionError() : error;
+  });
+}
+
 /** @param {Response} response */
 async function errorOf(response) {
-  const text = await response.text();
+  const text = await reached(response.text());
   const retryAfter = Number(response.headers.get("retry-after"));
   let message = `The server answered ${response.status}.`;
   try {

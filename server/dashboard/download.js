@@ -1,6 +1,6 @@
 /** @file Downloads by request, since a plain link cannot carry a key. */
 
-import { open } from "./api.js";
+import { open, reached } from "./api.js";
 import { announce, el, setText } from "./dom.js";
 import * as format from "./format.js";
 
@@ -47,7 +47,7 @@ async function collect(response, onProgress) {
   });
   let numBytes = 0;
   // The browser keeps a large blob on disk, which an array of chunks would not be.
-  return new Response(response.body.pipeThrough(counted)).blob();
+  return reached(new Response(response.body.pipeThrough(counted)).blob());
 }
 
 /** @param {Blob} blob @param {string} filename */

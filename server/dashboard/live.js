@@ -1,6 +1,6 @@
 /** @file Values that keep up with the server: repeated requests, and the stream of a batch's events. */
 
-import { ApiError, batchPath, get, open } from "./api.js";
+import { ApiError, ConnectionError, batchPath, get, open, reached } from "./api.js";
 import { setText } from "./dom.js";
 
 /** @typedef {import("./api.js").Batch} Batch */
@@ -89,8 +89,8 @@ async function stream(id, signal, onBatch) {
       onBatch(JSON.parse(data));
     }
   } catch (error) {
-    if (signal.aborted || (error instanceof ApiError && !mayPass(error))) throw error;
-    // A broken stream: the request that follows tells why.
+    // The request that follows a broken stream tells why it broke.
+    if (signal.aborted || !(watchdog.signal.aborted || mayPass(error))) throw error;
   } finally {
     clearTimeout(timer);
     signal.removeEventListener("abort", stop);
@@ -106,7 +106,7 @@ async function* blocks(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   for (;;) {
-    const { done, value } = await reader.read();
+    const { done, value } = await reached(reader.read());
     if (done) return;
     const parts = (rest + value).split(/\r?\n\r?\n/);
     rest = parts.pop();
@@ -126,7 +126,7 @@ function dataOf(block) {
 /** Whether the same request may go well later. @param {unknown} error */
 function mayPass(error) {
   if (error instanceof ApiError) return error.status === 429 || error.status >= 500;
-  return error instanceof TypeError; // fetch: no connection
+  return error instanceof ConnectionError;
 }
 
 /** @param {string} problem empty: none */

@@ -1,6 +1,6 @@
 /** @file The metrics page, which speaks for the whole installation and needs no key. */
 
-import { open } from "./api.js";
+import { get } from "./api.js";
 
 /** @typedef {{name: string, labels: Record<string, string>, value: number}} Sample */
 
@@ -12,7 +12,7 @@ const LABEL = /([a-zA-Z_]\w*)="((?:[^"\\]|\\.)*)"/g;
  * @returns {Promise<Metrics>}
  */
 export async function readMetrics(signal) {
-  return new Metrics(parse(await (await open("metrics", signal)).text()));
+  return new Metrics(parse(await get("metrics", signal, (response) => response.text())));
 }
 
 /** Samples in Prometheus's text format. @param {string} page @returns {Sample[]} */

@@ -277,15 +277,14 @@ def test_a_paused_batch_waits_with_what_is_done(bench: Bench) -> None:
 
 
 def test_a_higher_priority_overtakes_what_is_held(bench: Bench) -> None:
-    slow = bench.batch([f"request {i} say 9" for i in range(400)])
-    with bench.loop(seconds_per_step=0.01):
+    slow = bench.batch([f"request {i} say 9" for i in range(1500)])
+    with bench.loop(seconds_per_step=0.02):
         bench.wait(lambda: bench.batches.get(slow).num_completed > 10)
         urgent = bench.batch([f"urgent {i} say 9" for i in range(30)])
         bench.batches.set_priority(urgent, 10)
         bench.wait(lambda: bench.status(urgent) is BatchStatus.FINALIZING)
         assert bench.status(slow) is BatchStatus.IN_PROGRESS
-        assert bench.batches.get(slow).num_completed < 390
-        bench.wait(lambda: bench.status(slow) is BatchStatus.FINALIZING)
+        assert bench.batches.get(slow).num_completed < 1000
 
 
 def test_a_batch_whose_input_cannot_be_reached_is_tried_again(

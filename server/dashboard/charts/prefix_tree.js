@@ -1,4 +1,4 @@
-/** @file What requests share: the plan's largest shared prefixes, drawn where they lie in the prompts. */
+/** @file What requests share: the prefixes that attention reads once for a group, drawn in place. */
 
 import { el, setText, svg } from "../dom.js";
 import * as format from "../format.js";
@@ -20,9 +20,9 @@ export function prefixTreeChart() {
   const legend = el(
     "ul",
     { class: "legend", "aria-hidden": "true" },
-    el("li", { class: "computed" }, "shared, computed once"),
-    el("li", { class: "reused" }, "shared, reused"),
-    el("li", { class: "own" }, "the rest of the prompts, at their mean length"),
+    el("li", { class: "computed" }, "a group's prefix, computed once"),
+    el("li", { class: "reused" }, "reused by its group"),
+    el("li", { class: "own" }, "outside of groups, at the mean length of a prompt"),
   );
   const frame = chartFrame("Shared prefixes", HEIGHT, (width) => draw(plan, width), [
     "Requests",
@@ -78,8 +78,8 @@ function words(plan) {
     `${format.count(plan.sequences)} prompts have ${format.count(plan.prompt_tokens)} tokens, ` +
     `${format.count(plan.unique_prompt_tokens)} of them different: the plan saves ` +
     `${format.percent(plan.saved_share)} of the prefill. ` +
-    `${format.plural(plan.groups.length, "group")} of requests that begin alike ` +
-    `${plan.groups.length === 1 ? "is" : "are"} drawn, of ${format.plural(plan.shared_prefixes, "shared prefix", "shared prefixes")}.`
+    `Drawn: ${format.plural(plan.groups.length, "prefix", "prefixes")} that attention reads once for a whole ` +
+    `group, of ${format.count(plan.shared_prefixes)} that are shared.`
   );
 }
 

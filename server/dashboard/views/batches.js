@@ -49,7 +49,7 @@ export async function showBatches(root, signal) {
     const live = page.batches.filter((batch) => !hasEnded(batch));
     /** @type {Map<string, Progress>} */
     const paces = new Map();
-    const running = live.filter((batch) => batch.status === "in_progress");
+    const running = live.filter(isRunnable);
     await Promise.all(
       running.map(async ({ id }) => paces.set(id, await get(`${batchPath(id)}/progress`, signal))),
     );
@@ -89,6 +89,11 @@ async function newestBatches(numWanted, signal) {
   return { batches, hasMore };
 }
 
+/** Whether engines may work on a batch. @param {Batch} batch */
+function isRunnable(batch) {
+  return batch.status === "in_progress" && batch.trunkline.paused_at === null;
+}
+
 function makeSummary() {
   const figures = {
     running: parts.figure("Running"),
@@ -126,7 +131,7 @@ function makeSummary() {
       const cached = batches.reduce((n, b) => n + b.usage.input_tokens_details.cached_tokens, 0);
       const served = new Set(engines.map((engine) => engine.model));
       const numRunning = live.filter(
-        (b) => b.status === "in_progress" && b.trunkline.paused_at === null && served.has(b.model),
+        (batch) => isRunnable(batch) && served.has(batch.model),
       ).length;
       figures.running.set(
         format.count(numRunning),
@@ -174,6 +179,7 @@ function warn(node, live, engines) {
  */
 function makeSection(title, columns, makeRow) {
   const { node: scroll, body } = parts.table(title, columns);
+  scroll.classList.add("batch-list");
   const node = el("section", { hidden: true }, el("h2", {}, title), scroll);
   /** @type {WeakMap<Element, Row>} */
   const rows = new WeakMap();
@@ -188,6 +194,8 @@ function makeSection(title, columns, makeRow) {
         (batch) => batch.id,
         (batch) => {
           const row = makeRow(batch);
+          // Small screens have no room for a table's head.
+          columns.forEach(({ name }, i) => row.node.children[i].setAttribute("data-label", name));
           rows.set(row.node, row);
           return row.node;
         },
@@ -320,7 +328,11 @@ batch = client.batches.create(
     el(
       "div",
       { class: "snippet" },
-      el("pre", { tabindex: "0", role: "region", "aria-label": "Python example" }, el("code", {}, snippet)),
+      el(
+        "pre",
+        { tabindex: "0", role: "region", "aria-label": "Python example" },
+        el("code", {}, snippet),
+      ),
       copyButton("the Python example", () => snippet),
     ),
     el(

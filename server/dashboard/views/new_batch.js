@@ -102,7 +102,7 @@ export async function showNewBatch(root, signal) {
   input.addEventListener("change", () => {
     if (input.files[0] !== undefined) choose(input.files[0]);
   });
-  acceptDrops(zone, choose);
+  acceptDrops(zone, choose, signal);
 
   /** @param {string} text @param {HTMLElement} culprit */
   function refuse(text, culprit) {
@@ -162,8 +162,13 @@ async function firstLine(file) {
 /**
  * @param {HTMLElement} zone
  * @param {(file: File) => void} onFile
+ * @param {AbortSignal} signal
  */
-function acceptDrops(zone, onFile) {
+function acceptDrops(zone, onFile, signal) {
+  // The browser would leave the page for a file that misses the zone.
+  for (const type of ["dragover", "drop"]) {
+    document.addEventListener(type, (event) => event.preventDefault(), { signal });
+  }
   for (const type of ["dragenter", "dragover"]) {
     zone.addEventListener(type, (event) => {
       event.preventDefault();
