@@ -9,7 +9,6 @@ MAX_LINES = 400
 # Longer files, each with the reason why it is still one idea.
 LONGER = {
     "engine/scheduler.py": "one algorithm whose state all of its steps share",
-    "tests/e2e/test_dashboard.py": "one browser's way through every view",
     "tests/kernels/gpu/test_attention.py": "every property of one kernel, on the same cases",
     "tests/server/test_uploads.py": "every rule of one kind of object, on the same few requests",
 }

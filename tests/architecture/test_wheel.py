@@ -24,6 +24,8 @@ CONTENTS = (
     "trunkline/kernels/cpu/attention.cpp",
     "trunkline/kernels/cpu/vector.h",
     "trunkline/migrations/script.py.mako",
+    "trunkline/server/dashboard/index.html",
+    "trunkline/server/dashboard/views/batch.js",
     "trunkline/server/demo/requests.jsonl",
     "trunkline/store/schema.py",
 )
