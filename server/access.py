@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
+from anyio.to_thread import run_sync
 from limits import RateLimitItemPerMinute
 from limits.storage import MemoryStorage
 from limits.strategies import SlidingWindowCounterRateLimiter
@@ -17,6 +18,12 @@ from trunkline.store.projects import DEFAULT_PROJECT_ID, KEY_PREFIX, ApiKeys, Pr
 from trunkline.store.records import ProjectRecord
 
 HOW_TO_GET_A_KEY = "Make one with `trunkline keys create --project NAME` on the server."
+
+
+# Whoever polls asks ever again with the same key: so long it is not looked up anew. A key that is
+# revoked opens its project for so much longer.
+KNOWN_SECONDS = 1.0
+MAX_KNOWN = 10_000
 
 
 class Access:
@@ -32,18 +39,34 @@ class Access:
         self._keys = keys
         self._allow_anonymous = allow_anonymous
         self._has_keys = False
+        # Until when, monotonic, whom a request with these headers is from.
+        self._known: dict[tuple[str | None, ...], tuple[float, ProjectRecord]] = {}
         self._rates = SlidingWindowCounterRateLimiter(MemoryStorage())
 
-    def project(self, headers: Mapping[str, str], now: int) -> ProjectRecord:
+    async def project(self, headers: Mapping[str, str], now: int) -> ProjectRecord:
         """The project that a request with these headers works in.
 
         Raises:
             ApiError: 401 without a valid key, 403 for a web page that reaches for a server without
                 keys, 429 when the project asks too often.
         """
-        project = self._identify(headers, now)
+        project = self._remembered(headers)
+        if project is None:
+            project = await run_sync(self._identify, headers, now)
+            self._remember(headers, project)
         self._count(project)
         return project
+
+    def _remembered(self, headers: Mapping[str, str]) -> ProjectRecord | None:
+        known = self._known.get(_identity(headers))
+        if known is None or known[0] < time.monotonic():
+            return None
+        return known[1]
+
+    def _remember(self, headers: Mapping[str, str], project: ProjectRecord) -> None:
+        if len(self._known) >= MAX_KNOWN:
+            self._known.clear()
+        self._known[_identity(headers)] = (time.monotonic() + KNOWN_SECONDS, project)
 
     def _identify(self, headers: Mapping[str, str], now: int) -> ProjectRecord:
         scheme, _, text = headers.get("authorization", "").partition(" ")
@@ -90,6 +113,11 @@ class Access:
             kind="requests",
             headers={"retry-after": str(max(1, math.ceil(reset_at - time.time())))},
         )
+
+
+def _identity(headers: Mapping[str, str]) -> tuple[str | None, ...]:
+    """All that decides whom a request is from."""
+    return tuple(headers.get(name) for name in ("authorization", "host", "origin"))
 
 
 def is_loopback(host: str) -> bool:

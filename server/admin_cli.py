@@ -72,7 +72,7 @@ def list_keys(config: StoreLocation) -> None:
 @keys.command("revoke")
 @with_options(StoreLocation, *LOCATION_OPTIONS)
 def revoke_key(config: StoreLocation, key_id: Annotated[str, typer.Argument()]) -> None:
-    """Let a key open nothing any more, from now on and for good."""
+    """Let a key open nothing any more, a second from now and for good."""
     with opened(config) as database:
         try:
             key = ApiKeys(database).revoke(key_id, int(time.time()))

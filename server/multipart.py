@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 
+from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -17,6 +19,8 @@ from trunkline.server.errors import ApiError, missing_parameter
 
 MAX_FIELD_BYTES = 64 * 1024
 MAX_FIELDS = 64
+HANDED_OVER_BYTES = 256 * 1024
+MAX_THREADS = 2
 DEFAULT_FILENAME = "upload"
 
 # Takes some bytes of the file, and the fields that have come before them.
@@ -65,10 +69,11 @@ async def read_upload(
             "on_end": receiver.end,
         },
     )
+    limiter = _limiter()
     try:
-        async for chunk in body:
+        async for data in _collected(body):
             # Disk and hash take their time, which other requests should not wait for.
-            await run_sync(parser.write, chunk)
+            await run_sync(parser.write, data, limiter=limiter)
     except FormParserError as error:
         raise ApiError(400, f"The multipart body cannot be parsed: {error}") from None
     if not receiver.is_complete:
@@ -76,6 +81,24 @@ async def read_upload(
     if not receiver.form.has_file:
         raise missing_parameter(file_field)
     return receiver.form
+
+
+@cache
+def _limiter() -> CapacityLimiter:
+    """Few uploads are hashed and written at once; more would only take turns with each other, and
+    with the requests of those who ask for something small."""
+    return CapacityLimiter(MAX_THREADS)
+
+
+async def _collected(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """`body` in larger pieces: going to a thread costs as much as hashing 64 KiB does."""
+    pending = bytearray()
+    async for chunk in body:
+        pending += chunk
+        if len(pending) >= HANDED_OVER_BYTES:
+            yield bytes(pending)
+            pending.clear()
+    yield bytes(pending)
 
 
 class _Receiver:

@@ -27,9 +27,9 @@ class Scope:
     webhook_endpoints: WebhookEndpoints
 
 
-def _scope(request: Request, state: StateOf) -> Scope:
+async def _scope(request: Request, state: StateOf) -> Scope:
     """Raises ApiError when the request has no valid key, or there were too many."""
-    project = state.access.project(request.headers, state.now())
+    project = await state.access.project(request.headers, state.now())
     # Ids are as short as this; what else stands there is a client's invention.
     ids = {
         name: str(value)[:64] for name, value in request.path_params.items() if name.endswith("_id")

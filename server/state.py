@@ -48,7 +48,7 @@ class State:
         return dict(sorted((expected | dict(self.engines.models())).items()))
 
 
-def _state(request: Request) -> State:
+async def _state(request: Request) -> State:  # async: needs no thread
     state: State = request.app.state.trunkline
     return state
 

@@ -19,6 +19,10 @@ BUSY_TIMEOUT_SECONDS = 60
 _WRITE = {"trunkline_write": True}
 _SCHEMES = ("sqlite", "postgresql", "postgres", "postgresql+psycopg")
 
+# Connections are kept for as many threads as answer requests (anyio has 40), and for some more.
+# To open one takes longer than most of what is done with it.
+_POOL = {"pool_size": 40, "max_overflow": 10}
+
 # Any number that no other program on the same PostgreSQL server uses.
 _MIGRATION_LOCK = 0x7472756E6B
 
@@ -67,18 +71,29 @@ class Database:
                     f"The database URL {url!r} names no file, so that no other process could see "
                     "what is in it; it must be sqlite:///PATH."
                 )
-            engine = create_engine(parsed, connect_args={"timeout": BUSY_TIMEOUT_SECONDS})
+            engine = create_engine(parsed, connect_args={"timeout": BUSY_TIMEOUT_SECONDS}, **_POOL)
             event.listen(engine, "connect", _set_up_sqlite)
             event.listen(engine, "begin", _begin_sqlite)
         else:
-            # A connection that the server has dropped is noticed before it is used.
-            engine = create_engine(parsed, pool_pre_ping=True, isolation_level="READ COMMITTED")
+            engine = create_engine(
+                parsed,
+                isolation_level="READ COMMITTED",
+                # A connection that the server has dropped is noticed before it is used.
+                pool_pre_ping=True,
+                connect_args=_KEEPALIVE,
+                **_POOL,
+            )
+            event.listen(engine, "connect", _set_up_postgres)
         return cls(engine)
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """A transaction that only reads."""
+        """A connection that only reads; on SQLite all that it reads is of one moment."""
         with self.engine.connect() as connection:
+            if not self._is_sqlite:
+                # Each statement sees what is committed either way; so it is one round trip, not
+                # one more for the beginning and one for the end.
+                connection.execution_options(isolation_level="AUTOCOMMIT")
             yield connection
 
     @contextmanager
@@ -128,6 +143,17 @@ class Database:
 
     def close(self) -> None:
         self.engine.dispose()
+
+
+# Whoever is cut off in the middle of a transaction must not keep its rows locked for hours.
+_KEEPALIVE = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
+_IDLE_TRANSACTION_SECONDS = 60
+
+
+def _set_up_postgres(connection: Any, _record: object) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(f"SET idle_in_transaction_session_timeout = '{_IDLE_TRANSACTION_SECONDS}s'")
+    connection.commit()
 
 
 def _set_up_sqlite(connection: Any, _record: object) -> None:

@@ -129,7 +129,7 @@ class ApiKeys:
         return tuple(ApiKeyRecord(**row._mapping) for row in rows)
 
     def revoke(self, key_id: str, now: int) -> ApiKeyRecord:
-        """Let a key open nothing any more; it acts at once, and cannot be undone.
+        """Let a key open nothing any more, a second from now at the latest; cannot be undone.
 
         Raises:
             NotFound: there is none.

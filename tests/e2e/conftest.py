@@ -1,4 +1,4 @@
-"""A whole installation as a user runs it: `trunkline serve` in a process of its own."""
+"""An installation as a user runs it, `trunkline serve` in a process of its own; a tiny model."""
 
 from __future__ import annotations
 
@@ -16,6 +16,12 @@ import httpx
 import openai
 import psutil
 import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 START_SECONDS = 240.0  # the first start fetches and converts the default model
 
@@ -111,3 +117,37 @@ def installation(tmp_path: Path) -> Iterator[Installation]:
     yield made
     if made.process is not None:
         made.kill()
+
+
+CHAT_TEMPLATE = """\
+{% for message in messages %}{{ message.role }}: {{ message.content }}
+{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"""
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a random model with a token per byte. It talks nonsense, and at once."""
+    folder = tmp_path_factory.mktemp("tiny-model")
+    vocabulary = {symbol: i for i, symbol in enumerate(sorted(ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = ByteLevelDecoder()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<end>", chat_template=CHAT_TEMPLATE
+    )
+    fast.save_pretrained(folder)
+    torch.manual_seed(0)
+    LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(fast),
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=4096,
+            eos_token_id=fast.eos_token_id,
+            bos_token_id=None,
+        )
+    ).save_pretrained(folder)
+    return folder

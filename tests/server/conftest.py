@@ -75,7 +75,9 @@ class FakeEngine:
 
     def claim(self) -> Claim:
         """Claim the next batch, as soon as there is one."""
-        return wait_for(lambda: self.work.claim(self.model, [self.model], time.time(), 60))
+        claimed = wait_for(lambda: self.work.claim(self.model, [self.model], time.time(), 60))
+        assert claimed is not None
+        return claimed
 
     def answer(self, claim: Claim, limit: int | None = None, failing: Collection[str] = ()) -> None:
         """Answer the open lines, the first `limit` of them; those `failing` with an error."""
@@ -271,7 +273,8 @@ class TwoServers(LiveServer):
             base_url=f"{self.base_url}/v1",
             api_key="unused",
             max_retries=0,
-            http_client=httpx.Client(transport=Alternating(urls), timeout=60),
+            # The client takes those of httpx too, whatever its annotation says.
+            http_client=httpx.Client(transport=Alternating(urls), timeout=60),  # type: ignore[arg-type]
         )
 
     @property
@@ -336,7 +339,7 @@ def make_server(database_url: str, tmp_path: Path) -> Iterator[Callable[..., Liv
     """Starts servers of the test's own, all on one data folder and database."""
     made: list[LiveServer] = []
 
-    def make(**settings: object) -> LiveServer:
+    def make(**settings: Any) -> LiveServer:
         made.append(LiveServer(tmp_path, database_url, **settings))
         made[-1].start()
         return made[-1]

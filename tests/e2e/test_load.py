@@ -1,0 +1,203 @@
+"""Two hundred who watch and ten who upload large files do not slow each other down."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from trunkline.store.blobs import DiskBlobs
+from trunkline.store.database import Database
+from trunkline.store.records import Outcome
+from trunkline.store.work import Work
+
+MIB = 1024 * 1024
+GENERATOR = Path(__file__).parents[2] / "benchmarks" / "server_load.py"
+MODEL = "tiny"
+NUM_LINES = 20_000
+SECONDS = 15
+NUM_POLLERS, NUM_UPLOADERS, UPLOAD_BYTES = 200, 10, 100 * MIB
+MAX_P99_SECONDS = 0.25
+# Ten uploads in flight hold some chunks each; one file kept in memory would be 100 MiB.
+MAX_GROWTH_BYTES = 64 * MIB
+MAX_BUSY_PERCENT = 25.0
+COMMITS_PER_SECOND, OUTCOMES_PER_COMMIT = 10, 20
+
+
+class Server:
+    """`trunkline server` on a folder of its own."""
+
+    def __init__(self, folder: Path, database_url: str) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.base_url = f"http://127.0.0.1:{port}"
+        self._log_path = folder / "server.log"
+        with self._log_path.open("wb") as log:
+            self.process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "trunkline", "server", "--port", str(port)),
+                    *("--data-dir", str(folder / "data"), "--served-model-name", MODEL),
+                ],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={
+                    **os.environ,
+                    "PYTHONSAFEPATH": "1",
+                    "TRUNKLINE_DATABASE_URL": database_url,
+                },
+            )
+
+    @property
+    def log(self) -> str:
+        return self._log_path.read_text(errors="replace")
+
+    def wait(self) -> None:
+        deadline = time.monotonic() + 60
+        while not self._is_ready():
+            assert time.monotonic() < deadline, self.log
+            time.sleep(0.05)
+
+    def _is_ready(self) -> bool:
+        assert self.process.poll() is None, self.log
+        try:
+            return httpx.get(f"{self.base_url}/readyz", timeout=10).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def create_batch(self, content: bytes) -> str:
+        """A batch that is valid and runs."""
+        with httpx.Client(base_url=f"{self.base_url}/v1", timeout=60) as http:
+            upload = {"files": {"file": ("in.jsonl", content)}, "data": {"purpose": "batch"}}
+            file = http.post("/files", **upload).raise_for_status().json()  # type: ignore[arg-type]
+            body = {
+                "input_file_id": file["id"],
+                "endpoint": "/v1/completions",
+                "completion_window": "24h",
+            }
+            batch_id: str = http.post("/batches", json=body).raise_for_status().json()["id"]
+            deadline = time.monotonic() + 60
+            while http.get(f"/batches/{batch_id}").json()["status"] != "in_progress":
+                assert time.monotonic() < deadline, self.log
+                time.sleep(0.1)
+        return batch_id
+
+
+def skip_unless_idle() -> None:
+    """What others do on this machine would be measured too. Continuous integration is alone."""
+    busy_percent = psutil.cpu_percent(interval=2.0)
+    if busy_percent > MAX_BUSY_PERCENT and os.environ.get("CI") != "true":
+        pytest.skip(f"the machine is busy with other things: {busy_percent:.0f} % of it is used")
+
+
+@pytest.fixture
+def server(database_url: str, tmp_path: Path) -> Iterator[Server]:
+    started = Server(tmp_path, database_url)
+    try:
+        started.wait()
+        yield started
+    finally:
+        started.process.kill()
+        started.process.wait()
+
+
+class Background(threading.Thread):
+    """An engine that commits at a steady rate, and an eye on the server's memory, until told."""
+
+    def __init__(self, server: Server, database: Database, folder: Path) -> None:
+        super().__init__()
+        self.resident_bytes: list[int] = []
+        self.num_committed = 0
+        self.failure: BaseException | None = None
+        self._server = psutil.Process(server.process.pid)
+        self._work = Work(database, DiskBlobs(folder / "unused"))
+        self._stopping = threading.Event()
+
+    def run(self) -> None:
+        try:
+            self._run()
+        except BaseException as error:
+            self.failure = error
+
+    def _run(self) -> None:
+        claim = self._work.claim("an engine", [MODEL], time.time(), 600)
+        assert claim is not None
+        body = json.dumps({"object": "text_completion", "choices": [{"text": "x" * 500}]})
+        line = 1
+        while not self._stopping.wait(1 / COMMITS_PER_SECOND):
+            lines = range(line, line + OUTCOMES_PER_COMMIT)
+            outcomes = [Outcome(number, 200, body, num_output_tokens=100) for number in lines]
+            self.num_committed += self._work.commit(claim, outcomes, int(time.time()))
+            line += OUTCOMES_PER_COMMIT
+            self.resident_bytes.append(self._server.memory_info().rss)
+
+    def __enter__(self) -> None:
+        self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping.set()
+        self.join()
+
+
+def test_watching_is_quick_while_others_upload(
+    server: Server, database: Database, tmp_path: Path
+) -> None:
+    skip_unless_idle()
+    line = {
+        "method": "POST",
+        "url": "/v1/completions",
+        "body": {"model": MODEL, "prompt": "One, two"},
+    }
+    content = "".join(json.dumps({"custom_id": str(i), **line}) + "\n" for i in range(NUM_LINES))
+    batch_id = server.create_batch(content.encode())
+    background = Background(server, database, tmp_path)
+    with background:
+        time.sleep(1)
+        num_before = len(background.resident_bytes)
+        done = subprocess.run(
+            [
+                *(sys.executable, str(GENERATOR), "--base-url", server.base_url),
+                *("--batch", batch_id, "--seconds", str(SECONDS)),
+                *("--pollers", str(NUM_POLLERS), "--uploaders", str(NUM_UPLOADERS)),
+                *("--upload-bytes", str(UPLOAD_BYTES)),
+            ],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS + 120,
+        )
+    assert background.failure is None
+    assert done.returncode == 0, done.stdout + done.stderr + server.log
+    figures = json.loads(done.stdout)
+    polls, uploads = figures["polls"], figures["uploads"]
+    before, during = (
+        background.resident_bytes[:num_before],
+        background.resident_bytes[num_before:],
+    )
+    growth_bytes = max(during) - max(before)
+    summary = (
+        f"{polls['count']} polls: p50 {polls['p50_seconds']:.3f} s, p99 {polls['p99_seconds']:.3f} "
+        f"s, most {polls['max_seconds']:.3f} s; {uploads['count']} uploads of "
+        f"{UPLOAD_BYTES // MIB} MiB; {background.num_committed} outcomes; memory "
+        f"{max(before) / MIB:.0f} MiB, grew by {growth_bytes / MIB:.0f} MiB"
+    )
+    sys.stdout.write(summary)  # pytest shows it with -rP
+    assert polls["num_errors"] == uploads["num_errors"] == 0
+    assert uploads["count"] >= NUM_UPLOADERS, summary
+    num_wanted = SECONDS * COMMITS_PER_SECOND * OUTCOMES_PER_COMMIT
+    assert background.num_committed > num_wanted / 2, summary
+    # Who waits for more than a second asks less often.
+    assert polls["count"] > 0.9 * NUM_POLLERS * SECONDS, summary
+    assert polls["p99_seconds"] < MAX_P99_SECONDS, summary
+    assert growth_bytes < MAX_GROWTH_BYTES, summary
+    assert "Traceback" not in server.log
