@@ -96,10 +96,10 @@ def test_what_was_answered_tells_how_long_answers_are(store: Any) -> None:
     store.work.commit(claim, [answer(1), answer(2, 400), answer(3)], NOW)
     found = store.work.finished_lengths(claim, 10)
     assert [(row.line, row.body, tokens) for row, tokens in found] == [
-        (3, {"prompt": "é3"}, 3),
         (1, {"prompt": "é1"}, 3),
+        (3, {"prompt": "é3"}, 3),
     ]
-    assert len(store.work.finished_lengths(claim, 1)) == 1
+    assert [row.line for row, _ in store.work.finished_lengths(claim, 1)] == [3]
 
 
 def test_the_plan_is_there_for_everybody(store: Any) -> None:

@@ -157,7 +157,7 @@ class Site:
         return ("--data-dir", str(self.folder / "data"))
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """Chromium."""
     path = shutil.which("chromium")
@@ -174,7 +174,7 @@ def browser() -> Iterator[Any]:
         running.close()
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def site(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """A server with an engine, and without keys."""
     made = Site(tmp_path_factory.mktemp("site"))
@@ -186,7 +186,7 @@ def site(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sit
         made.stop()
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def locked_site(
     browser: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Site, str]]:

@@ -142,7 +142,13 @@ def _start(*arguments: str) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"},
+        # A test run in the background ignores the signal, and its children would too.
+        preexec_fn=_hear_interrupts,  # noqa: PLW1509  # it does nothing that a thread could hold
     )
+
+
+def _hear_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_an_interrupt_ends_it_quietly(server: Any, engine: Any, batch_file: Path) -> None:
