@@ -21,6 +21,7 @@ from trunkline.store.work import Work
 logger = logging.getLogger(__name__)
 
 PARENT_POLL_SECONDS = 1.0
+NICENESS = 5
 
 
 def serve(config: EngineConfig, location: StoreLocation, parent_pid: int | None) -> None:
@@ -64,6 +65,8 @@ def serve(config: EngineConfig, location: StoreLocation, parent_pid: int | None)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: loop.stop())
     if parent_pid is not None:
+        # The server on the same processors has little to compute, and people who wait for it.
+        os.nice(NICENESS)
         watch = threading.Thread(target=_stop_with_parent, args=(loop, parent_pid), daemon=True)
         watch.start()
     try:

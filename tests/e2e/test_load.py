@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -149,6 +150,25 @@ class Background(threading.Thread):
         self.join()
 
 
+def put_load_on(base_url: str, batch_id: str) -> dict[str, Any]:
+    """Let the pollers and the uploaders come; what they saw."""
+    done = subprocess.run(
+        [
+            *(sys.executable, str(GENERATOR), "--base-url", base_url),
+            *("--batch", batch_id, "--seconds", str(SECONDS)),
+            *("--pollers", str(NUM_POLLERS), "--uploaders", str(NUM_UPLOADERS)),
+            *("--upload-bytes", str(UPLOAD_BYTES)),
+        ],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS + 120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    figures: dict[str, Any] = json.loads(done.stdout)
+    return figures
+
+
 def test_watching_is_quick_while_others_upload(
     server: Server, database: Database, tmp_path: Path
 ) -> None:
@@ -164,21 +184,8 @@ def test_watching_is_quick_while_others_upload(
     with background:
         time.sleep(1)
         num_before = len(background.resident_bytes)
-        done = subprocess.run(
-            [
-                *(sys.executable, str(GENERATOR), "--base-url", server.base_url),
-                *("--batch", batch_id, "--seconds", str(SECONDS)),
-                *("--pollers", str(NUM_POLLERS), "--uploaders", str(NUM_UPLOADERS)),
-                *("--upload-bytes", str(UPLOAD_BYTES)),
-            ],
-            check=False,
-            capture_output=True,
-            text=True,
-            timeout=SECONDS + 120,
-        )
+        figures = put_load_on(server.base_url, batch_id)
     assert background.failure is None
-    assert done.returncode == 0, done.stdout + done.stderr + server.log
-    figures = json.loads(done.stdout)
     polls, uploads = figures["polls"], figures["uploads"]
     before, during = (
         background.resident_bytes[:num_before],
@@ -201,3 +208,54 @@ def test_watching_is_quick_while_others_upload(
     assert polls["p99_seconds"] < MAX_P99_SECONDS, summary
     assert growth_bytes < MAX_GROWTH_BYTES, summary
     assert "Traceback" not in server.log
+
+
+def test_watching_is_quick_while_an_engine_computes(installation: Any) -> None:
+    """`trunkline serve`: the engine beside the server takes all the processors that it gets."""
+    skip_unless_idle()
+    installation.start()
+    lines = [
+        {
+            "custom_id": str(i),
+            "method": "POST",
+            "url": "/v1/completions",
+            "body": {
+                "model": "SmolLM2-135M-Instruct",
+                "prompt": [(7 * i + j) % 40_000 + 100 for j in range(200)],
+                "max_tokens": 100,
+                "ignore_eos": True,
+            },
+        }
+        for i in range(1000)
+    ]
+    client = installation.client
+    content = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    file = client.files.create(file=("in.jsonl", content), purpose="batch")
+    batch = client.batches.create(
+        input_file_id=file.id, endpoint="/v1/completions", completion_window="24h"
+    )
+
+    def tokens() -> int:
+        usage = client.batches.retrieve(batch.id).usage
+        assert usage is not None
+        return usage.output_tokens
+
+    deadline = time.monotonic() + 120
+    while not tokens():
+        assert time.monotonic() < deadline, installation.log
+        time.sleep(0.2)
+    before = tokens()
+    figures = put_load_on(f"http://127.0.0.1:{installation.port}", batch.id)
+    after = client.batches.retrieve(batch.id)
+    assert after.status == "in_progress", "the batch was too short to be run all the while"
+    polls, uploads = figures["polls"], figures["uploads"]
+    summary = (
+        f"{polls['count']} polls: p50 {polls['p50_seconds']:.3f} s, p99 {polls['p99_seconds']:.3f} "
+        f"s, most {polls['max_seconds']:.3f} s; {uploads['count']} uploads of "
+        f"{UPLOAD_BYTES // MIB} MiB; {tokens() - before} tokens"
+    )
+    sys.stdout.write(summary)
+    assert polls["num_errors"] == uploads["num_errors"] == 0
+    assert uploads["count"] >= NUM_UPLOADERS, summary
+    assert tokens() > before, summary
+    assert polls["p99_seconds"] < MAX_P99_SECONDS, summary
