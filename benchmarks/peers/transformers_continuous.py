@@ -13,7 +13,10 @@ from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, Generat
 from peers.protocol import Answer, Job, Options, serve
 
 PAGE_TOKENS = 256
-MAX_BATCH_TOKENS = 1024
+# On a CPU its attention is one dense product of all the rows of a step with all of the cache, so a
+# small cache and small steps make it fast: most of that product is masked out.
+MAX_CONCURRENT = 16
+MAX_BATCH_TOKENS = 256
 NO_TOKEN = -1
 
 
@@ -34,11 +37,7 @@ class ContinuousAnswerer:
         token_bytes = (
             2 * config.num_hidden_layers * config.num_key_value_heads * head_dim
         ) * self._model.dtype.itemsize
-        self._batching = {
-            "page_size": PAGE_TOKENS,
-            "num_blocks": max(options.kv_bytes // (PAGE_TOKENS * token_bytes), 1),
-            "max_batch_tokens": MAX_BATCH_TOKENS,
-        }
+        self._max_blocks = max(options.kv_bytes // (PAGE_TOKENS * token_bytes), 1)
         self.run(Job([[1, 2, 3]] * 2, [2, 2]), {})
 
     def run(self, job: Job, request: Mapping[str, Any]) -> Answer:  # noqa: ARG002  # no options
@@ -46,7 +45,16 @@ class ContinuousAnswerer:
         generation = GenerationConfig(
             max_new_tokens=longest, do_sample=False, eos_token_id=NO_TOKEN, pad_token_id=0
         )
-        batching = ContinuousBatchingConfig(**self._batching)
+        longest_total = max(
+            len(prompt) + length
+            for prompt, length in zip(job.prompts, job.output_lengths, strict=True)
+        )
+        num_blocks = MAX_CONCURRENT * -(-longest_total // PAGE_TOKENS)
+        batching = ContinuousBatchingConfig(
+            page_size=PAGE_TOKENS,
+            num_blocks=min(num_blocks, self._max_blocks),
+            max_batch_tokens=MAX_BATCH_TOKENS,
+        )
         # Requests that share a prefix arrive together: its best order.
         order = sorted(range(len(job.prompts)), key=lambda i: job.prompts[i], reverse=True)
         found: dict[str, list[int]] = {}
