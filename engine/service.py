@@ -26,6 +26,10 @@ NICENESS = 5
 
 def serve(config: EngineConfig, location: StoreLocation, parent_pid: int | None) -> None:
     """Answer the store's batches until SIGTERM, SIGINT, or until `parent_pid` is gone."""
+    if parent_pid is not None:
+        # The server on the same processors has little to compute, and people who wait for it.
+        # Before anything else: on Linux it is this thread's, and that of threads begun from it.
+        os.nice(NICENESS)
     assembly = assemble(config)
     logger.info(
         "model %s loaded in %.1f s: %s on %s, KV cache of %d tokens",
@@ -65,8 +69,6 @@ def serve(config: EngineConfig, location: StoreLocation, parent_pid: int | None)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: loop.stop())
     if parent_pid is not None:
-        # The server on the same processors has little to compute, and people who wait for it.
-        os.nice(NICENESS)
         watch = threading.Thread(target=_stop_with_parent, args=(loop, parent_pid), daemon=True)
         watch.start()
     try:

@@ -19,7 +19,6 @@ from trunkline.store.records import ProjectRecord
 
 HOW_TO_GET_A_KEY = "Make one with `trunkline keys create --project NAME` on the server."
 
-
 # Whoever polls asks ever again with the same key: so long it is not looked up anew. A key that is
 # revoked opens its project for so much longer.
 KNOWN_SECONDS = 1.0
@@ -71,11 +70,11 @@ class Access:
     def _identify(self, headers: Mapping[str, str], now: int) -> ProjectRecord:
         scheme, _, text = headers.get("authorization", "").partition(" ")
         key = text.strip() if scheme.lower() == "bearer" else ""
-        if key.startswith(KEY_PREFIX):
+        is_ours = key.startswith(KEY_PREFIX)
+        if is_ours:
             project = self._keys.project_of(key, now)
             if project is not None:
                 return project
-        is_ours = key.startswith(KEY_PREFIX)
         # The official clients send a key whether one is needed or not.
         if self._allow_anonymous and not is_ours:
             return self._projects.get(DEFAULT_PROJECT_ID)

@@ -105,11 +105,7 @@ class Lifecycle:
     def _advance(self, claim: Claim) -> None:
         settings = self._settings
         job = Job(
-            location=StoreLocation(
-                data_dir=settings.data_dir,
-                database_url=settings.database_url,
-                blob_url=settings.blob_url,
-            ),
+            location=StoreLocation(**settings.model_dump(include=set(StoreLocation.model_fields))),
             claim=claim,
             models=self._models(),
             max_requests=settings.max_batch_requests,

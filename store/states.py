@@ -49,8 +49,3 @@ def is_terminal(status: BatchStatus) -> bool:
 
 
 LIVE = tuple(status for status in BatchStatus if TRANSITIONS[status])
-
-
-def timestamp_column(status: BatchStatus) -> str:
-    """The column that says when a batch entered `status`."""
-    return "created_at" if status is BatchStatus.VALIDATING else f"{status}_at"

@@ -9,8 +9,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import cycle
 from pathlib import Path
 from string import ascii_lowercase
@@ -18,6 +20,7 @@ from typing import Any, TypeVar
 
 import httpx
 import openai
+import psutil
 import pytest
 from openai.types import Batch, FileObject
 
@@ -347,3 +350,29 @@ def make_server(database_url: str, tmp_path: Path) -> Iterator[Callable[..., Liv
     yield make
     for each in made:
         each.close()
+
+
+@contextmanager
+def _watching(process: psutil.Process) -> Iterator[Callable[[], int]]:
+    """Gives the largest resident size of `process` so far, in bytes."""
+    largest = process.memory_info().rss
+    is_over = threading.Event()
+
+    def watch() -> None:
+        nonlocal largest
+        while not is_over.wait(0.02):
+            largest = max(largest, process.memory_info().rss)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield lambda: largest
+    finally:
+        is_over.set()
+        thread.join()
+
+
+@pytest.fixture
+def watching() -> Any:
+    """Watches a process's memory inside a `with`, which gives a function for the largest so far."""
+    return _watching

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import statistics
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,29 +40,11 @@ def write_input(path: Path) -> None:
             file.write(json.dumps(line).encode() + b"\n")
 
 
-@contextmanager
-def watching(process: psutil.Process) -> Iterator[Callable[[], int]]:
-    """Gives the largest resident size of `process` so far, in bytes."""
-    largest = process.memory_info().rss
-    is_over = threading.Event()
-
-    def watch() -> None:
-        nonlocal largest
-        while not is_over.wait(0.02):
-            largest = max(largest, process.memory_info().rss)
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield lambda: largest
-    finally:
-        is_over.set()
-        thread.join()
-
-
 # The bytes take the same way on PostgreSQL.
 @pytest.mark.parametrize("empty_database_url", ["sqlite"], indirect=True)
-def test_the_largest_input_file(make_server: Callable[..., Any], tmp_path: Path) -> None:
+def test_the_largest_input_file(
+    make_server: Callable[..., Any], tmp_path: Path, watching: Any
+) -> None:
     server = make_server()
     source = tmp_path / "in.jsonl"
     write_input(source)

@@ -537,29 +537,9 @@ def test_an_upload_that_is_cancelled_while_it_is_being_completed(server: Any) ->
     assert server.blobs() == before
 
 
-@contextmanager
-def watching(process: psutil.Process) -> Iterator[Callable[[], int]]:
-    """Gives the largest resident size of `process` so far, in bytes."""
-    largest = process.memory_info().rss
-    is_over = threading.Event()
-
-    def watch() -> None:
-        nonlocal largest
-        while not is_over.wait(0.02):
-            largest = max(largest, process.memory_info().rss)
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield lambda: largest
-    finally:
-        is_over.set()
-        thread.join()
-
-
 # The bytes take the same way on PostgreSQL.
 @pytest.mark.parametrize("empty_database_url", ["sqlite"], indirect=True)
-def test_memory_stays_flat(make_server: Callable[..., Any], tmp_path: Path) -> None:
+def test_memory_stays_flat(make_server: Callable[..., Any], tmp_path: Path, watching: Any) -> None:
     server = make_server()
     path = tmp_path / "large.jsonl"
     chunk, digest = os.urandom(MIB), hashlib.md5()
