@@ -21,7 +21,7 @@ from trunkline.store.work import Work
 logger = logging.getLogger(__name__)
 
 PARENT_POLL_SECONDS = 1.0
-NICENESS = 5
+NICENESS = 10
 
 
 def serve(config: EngineConfig, location: StoreLocation, parent_pid: int | None) -> None:
