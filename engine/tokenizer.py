@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from copy import copy
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +40,40 @@ class Tokenizer:
     def has_chat_template(self) -> bool:
         return self._hf.chat_template is not None
 
+    def backend_json(self) -> str:
+        """The whole tokenizer as the text of a `tokenizer.json`."""
+        backend = copy(self._hf.backend_tokenizer)
+        backend.no_padding()
+        backend.no_truncation()
+        return str(backend.to_str())
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja template of conversations; of several, the one that shows tools."""
+        return str(self._hf.get_chat_template(tools=[])) if self.has_chat_template else None
+
+    @cached_property
+    def vocabulary(self) -> Mapping[str, int]:
+        """The ids of all tokens by name."""
+        return dict(self._hf.get_vocab())
+
     def render_chat(
-        self, messages: Sequence[Message], template_kwargs: Mapping[str, Any] | None = None
+        self,
+        messages: Sequence[Message],
+        template_kwargs: Mapping[str, Any] | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        continue_final_message: bool = False,
+        add_generation_prompt: bool = True,
     ) -> str:
-        """The prompt text of a conversation, up to where the assistant's answer begins.
+        """The prompt text of a conversation, up to where the assistant's answer goes on.
 
         Args:
             messages: the conversation, oldest first.
             template_kwargs: further variables for the template.
+            tools: as chat completions have them.
+            continue_final_message: the last message is the beginning of the answer.
+            add_generation_prompt: a new answer begins behind the last message.
 
         Raises:
             ChatTemplateError: see the class.
@@ -54,12 +82,20 @@ class Tokenizer:
             raise ChatTemplateError(
                 "the model has no chat template; send its prompts to /v1/completions"
             )
+        own_kwargs = {
+            "tools": None if tools is None else list(tools),
+            "tokenize": False,
+            "continue_final_message": continue_final_message,
+            "add_generation_prompt": add_generation_prompt and not continue_final_message,
+        }
         try:
             text = self._hf.apply_chat_template(
-                list(messages),
-                **{**(template_kwargs or {}), "tokenize": False, "add_generation_prompt": True},
+                list(messages), **{**(template_kwargs or {}), **own_kwargs}
             )
-        except (TemplateError, TypeError, KeyError, ValueError, AttributeError) as error:
+        except (
+            *(TemplateError, TypeError, KeyError, ValueError, AttributeError),
+            *(IndexError, OverflowError, RecursionError),
+        ) as error:
             raise ChatTemplateError(
                 f"the model's chat template refuses the messages: {error}"
             ) from error
@@ -84,10 +120,15 @@ class Tokenizer:
         )
         return [np.array(ids, dtype=np.int32) for ids in encoded["input_ids"]]
 
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """Text of the tokens, without special tokens. Incomplete UTF-8 becomes U+FFFD."""
+    def decode(self, token_ids: Sequence[int], *, keep_special_tokens: bool = False) -> str:
+        """Text of the tokens; special tokens are left out unless kept.
+
+        Incomplete UTF-8 becomes U+FFFD.
+        """
         text = self._hf.decode(
-            list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+            list(token_ids),
+            skip_special_tokens=not keep_special_tokens,
+            clean_up_tokenization_spaces=False,
         )
         return str(text)
 
