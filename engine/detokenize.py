@@ -1,11 +1,9 @@
-"""The text of a sequence: as it grows, to find stop strings, and at its end."""
+"""The text of a sequence as it grows, to find stop strings."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence as Tokens
 from typing import Protocol
-
-from trunkline.engine.sequence import Sequence
 
 _REPLACEMENT = "\ufffd"
 
@@ -46,17 +44,3 @@ class StopStringWatcher:
         self._num_read = len(self._tokens)
         self._tail = seen[max(len(seen) - self._tail_chars, 0) :]
         return any(stop in seen for stop in self._stop_strings)
-
-
-def final_text(decoder: Decoder, sequence: Sequence) -> str:
-    """The text of a finished sequence: without its stop token, cut before its stop string."""
-    output = sequence.output
-    if output and output[-1] in sequence.sampling.stop_token_ids:
-        output = output[:-1]
-    return cut_at_stop(decoder.decode(output), sequence.sampling.stop_strings)
-
-
-def cut_at_stop(text: str, stop_strings: tuple[str, ...]) -> str:
-    """`text` up to the stop string that begins first, or all of it."""
-    ends = [at for stop in stop_strings if (at := text.find(stop)) >= 0]
-    return text[: min(ends)] if ends else text

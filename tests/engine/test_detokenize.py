@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trunkline.engine.detokenize import StopStringWatcher, cut_at_stop, final_text
-from trunkline.engine.sequence import SamplingParams, Sequence
+from trunkline.engine.detokenize import StopStringWatcher
 from trunkline.engine.tokenizer import ChatTemplateError, Tokenizer
 
 TEXT = (
@@ -54,30 +53,6 @@ def test_a_stop_string_is_seen_as_soon_as_it_is_whole(
     ids = tokenizer.encode_prompt(TEXT).tolist()
     assert len(ids) > len(TEXT) / 2  # many characters take several tokens
     assert stops_after(tokenizer, ids, *stops) == first_with(tokenizer, ids, *stops)
-
-
-def finished(tokenizer: Tokenizer, ids: list[int], **params: object) -> str:
-    sampling = SamplingParams(max_tokens=99, **params)  # type: ignore[arg-type] # test shorthand
-    return final_text(tokenizer, Sequence(0, 0, np.array([1], np.int32), sampling, output=ids))
-
-
-def test_final_text(tokenizer: Tokenizer) -> None:
-    ids = tokenizer.encode_prompt(TEXT).tolist()
-    (end,) = tokenizer.eos_token_ids
-    assert finished(tokenizer, ids) == TEXT
-    assert finished(tokenizer, [*ids, end], stop_token_ids=frozenset([end])) == TEXT
-    assert finished(tokenizer, [*ids, end]) == TEXT  # a special token has no text
-    assert finished(tokenizer, ids, stop_token_ids=frozenset([ids[-1]])) == TEXT.removesuffix(
-        tokenizer.decode(ids[-1:])
-    )
-    assert finished(tokenizer, ids, stop_strings=("END",)) == TEXT[: TEXT.index("END")]
-    assert finished(tokenizer, []) == ""
-
-
-def test_the_stop_string_that_begins_first_cuts() -> None:
-    assert cut_at_stop("one two three", ("three", "two")) == "one "
-    assert cut_at_stop("one two three", ("four",)) == "one two three"
-    assert cut_at_stop("one", ()) == "one"
 
 
 def test_token_bytes_make_up_the_text(tokenizer: Tokenizer) -> None:
