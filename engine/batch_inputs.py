@@ -12,7 +12,7 @@ from torch import Tensor
 
 from trunkline.engine.model.config import ModelConfig
 from trunkline.engine.model.decoder import DecoderInputs
-from trunkline.engine.sampler import SamplingBatch, sampling_batch
+from trunkline.engine.sampler import NO_ROWS, SamplingBatch, sampling_batch
 from trunkline.engine.sequence import Sequence
 from trunkline.engine.step_plan import PENDING_TOKEN, StepPlan
 from trunkline.kernels.dispatch import AttentionPlan
@@ -24,6 +24,8 @@ class StepInputs:
     """One step, on the device."""
 
     decoder: DecoderInputs
+    # [num_sampled] int64 among the hidden states; None: all of them are sampled, in their order.
+    sampled_rows: Tensor | None
     sampling: SamplingBatch
     sample_slots: NDArray[np.int32]  # [num_sampled] slot of each row that is sampled
 
@@ -34,6 +36,7 @@ def build_inputs(
     config: ModelConfig,
     page_size: int,
     last_tokens: Tensor,
+    masked_rows: NDArray[np.int64] = NO_ROWS,
 ) -> StepInputs:
     """Build a step's tensors.
 
@@ -43,6 +46,7 @@ def build_inputs(
         config: the model's shape.
         page_size: tokens in a page of the KV cache.
         last_tokens: [num_slots] the token that each slot sampled last, on the decoder's device.
+        masked_rows: [num_masks] those of the sampled rows that have a mask.
     """
     device = last_tokens.device
     spans = span_list(plan, page_size)
@@ -51,18 +55,27 @@ def build_inputs(
     slots = plan.entry_sequence[sampled]
     new_positions = (plan.entry_start + plan.entry_length)[sampled].astype(np.int64)
 
+    is_every_row = len(sampled) == plan.num_rows
+    sampled_rows = _to(last_rows[sampled], device)
+
     decoder = DecoderInputs(
         token_ids=_token_ids(plan, last_tokens),
         positions=_to(plan.positions, device),
         write_slots=_to(plan.write_slots, device),
         attention={window: AttentionPlan(spans, device, window) for window in set(config.windows)},
-        # Rows that are sampled are in order, so all of them are the rows as they are.
-        wanted_rows=None if len(sampled) == plan.num_rows else _to(last_rows[sampled], device),
+        # Rows that are sampled are in order, so all of them are the rows as they are. A step that
+        # reads prompts reads most of its rows.
+        wanted_rows=None if is_every_row or plan.reads is not None else sampled_rows,
     )
     return StepInputs(
         decoder=decoder,
+        sampled_rows=None if is_every_row or plan.reads is None else sampled_rows,
         sampling=sampling_batch(
-            [sequences[slot] for slot in slots.tolist()], new_positions, config.vocab_size, device
+            [sequences[slot] for slot in slots.tolist()],
+            new_positions,
+            config.vocab_size,
+            device,
+            masked_rows,
         ),
         sample_slots=slots,
     )

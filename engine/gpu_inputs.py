@@ -15,7 +15,7 @@ from trunkline.engine.batch_inputs import span_list
 from trunkline.engine.device_page_tables import DevicePageTables
 from trunkline.engine.logprobs import WantedLogprobs
 from trunkline.engine.model.config import ModelConfig
-from trunkline.engine.sampler import LogitEdits, SamplingBatch, sampling_batch
+from trunkline.engine.sampler import NO_ROWS, LogitEdits, SamplingBatch, sampling_batch
 from trunkline.engine.sequence import Sequence
 from trunkline.engine.staging import Array, Staging
 from trunkline.engine.step_plan import PENDING_TOKEN, StepPlan
@@ -60,6 +60,7 @@ class InputBuilder:
         sequences: Mapping[int, Sequence],
         last_tokens: Tensor,
         num_padded_rows: int,
+        masked_rows: NDArray[np.int64] = NO_ROWS,
     ) -> GpuInputs:
         """Send a step's tensors to the device. They are valid until the next call.
 
@@ -68,6 +69,7 @@ class InputBuilder:
             sequences: by slot; at least those that are sampled.
             last_tokens: [num_slots] the token that each slot sampled last, on the device.
             num_padded_rows: at least the plan's rows; the rest is padding.
+            masked_rows: [num_masks] those of the sampled rows that have a mask.
         """
         sampled = np.flatnonzero(plan.entry_samples)
         slots = plan.entry_sequence[sampled]
@@ -78,6 +80,7 @@ class InputBuilder:
             new_positions,
             self._config.vocab_size,
             CPU,
+            masked_rows,
         )
         logprobs = WantedLogprobs.of(sampling.num_top_logprobs)
         pending_rows = np.flatnonzero(plan.token_ids == PENDING_TOKEN)
@@ -137,6 +140,8 @@ def _padded(
 def _tensors(batch: SamplingBatch) -> list[Tensor]:
     """The batch's tensors, in the order that `_with_tensors` takes them."""
     found = [batch.temperature, batch.top_k, batch.top_p, batch.uniform]
+    if batch.mask_of_row is not None:
+        found.append(batch.mask_of_row)
     if batch.edits is not None:
         edits = batch.edits
         found += [*edits.add_at, edits.add, *edits.repeat_at, edits.repeat]
@@ -146,13 +151,17 @@ def _tensors(batch: SamplingBatch) -> list[Tensor]:
 
 def _with_tensors(batch: SamplingBatch, tensors: list[Tensor]) -> SamplingBatch:
     """`batch` with `tensors` in place of its own."""
+    t = tensors[4:]
+    mask_of_row = None
+    if batch.mask_of_row is not None:
+        mask_of_row, *t = t
     edits = None
     if batch.edits is not None:
-        t = tensors[4:]
         edits = LogitEdits((t[0], t[1]), t[2], (t[3], t[4]), t[5], (t[6], t[7]), t[8])
     return dataclasses.replace(
         batch,
         edits=edits,
+        mask_of_row=mask_of_row,
         temperature=tensors[0],
         top_k=tensors[1],
         top_p=tensors[2],

@@ -1,7 +1,8 @@
 """Chooses the next token of each row from its logits, all rows at once.
 
-The order of what is done to a row's logits is vLLM's: bias, a mask over the stop tokens while the
-output is shorter than `min_tokens`, penalties, temperature, top-k, top-p.
+The order of what is done to a row's logits is vLLM's but for the mask: bias, no stop tokens while
+the output is shorter than `min_tokens`, penalties, the mask of its grammar, temperature, top-k,
+top-p.
 
 Randomness is counter-based: the one uniform number that a sample takes is a hash of (seed of the
 sequence, position of the new token). A sequence's samples therefore depend neither on its
@@ -18,7 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trunkline.engine.sequence import Sequence
-from trunkline.kernels.dispatch import sample_rows
+from trunkline.kernels.dispatch import apply_token_masks, sample_rows
+
+NO_ROWS = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class SamplingBatch:
     top_k: Tensor  # [num_rows] int32, 0: no restriction
     top_p: Tensor  # [num_rows] float32
     uniform: Tensor  # [num_rows] float32 in [0, 1)
+    mask_of_row: Tensor | None  # [num_rows] int64, -1: any token; None: no row has a mask
     num_top_logprobs: tuple[int | None, ...]  # [num_rows] None: no log-probabilities
 
 
@@ -54,6 +58,7 @@ def sampling_batch(
     positions: NDArray[np.int64],
     vocab_size: int,
     device: torch.device,
+    masked_rows: NDArray[np.int64] = NO_ROWS,
 ) -> SamplingBatch:
     """Collect the sampling parameters of the rows.
 
@@ -62,6 +67,8 @@ def sampling_batch(
         positions: [num_rows] position that each row's new token will have.
         vocab_size: ids from here on are ignored in biases and masks.
         device: where the tensors are put.
+        masked_rows: [num_masks] the row that each mask is for. Its mask is what holds the stop
+            tokens back.
     """
     params = [sequence.sampling for sequence in sequences]
     # One array, so that the device gets it in one piece.
@@ -78,24 +85,30 @@ def sampling_batch(
     on_device = torch.from_numpy(settings).to(device)
     return SamplingBatch(
         num_rows=len(params),
-        edits=_logit_edits(sequences, positions, vocab_size, device),
+        edits=_logit_edits(sequences, positions, vocab_size, device, masked_rows),
         temperature=on_device[0].view(torch.float32),
         top_k=on_device[1],
         top_p=on_device[2].view(torch.float32),
         uniform=on_device[3].view(torch.float32),
+        mask_of_row=_mask_of_row(masked_rows, len(params), device),
         num_top_logprobs=tuple([p.num_top_logprobs for p in params]),
     )
 
 
-def sample(logits: Tensor, batch: SamplingBatch) -> Tensor:
+def sample(logits: Tensor, batch: SamplingBatch, masks: Tensor | None = None) -> Tensor:
     """[num_rows] int64, the new token of each row.
 
     Args:
         logits: [num_rows, vocab_size], not changed.
         batch: how to sample them.
+        masks: [num_masks, num_words] int32, see `reference.apply_token_masks`; None: no row has
+            any.
     """
     if batch.edits is not None:
         logits = _edited(logits, batch.edits)
+    if masks is not None:
+        assert batch.mask_of_row is not None
+        logits = apply_token_masks(logits.contiguous(), masks, batch.mask_of_row)
     return sample_rows(logits, batch.temperature, batch.top_k, batch.top_p, batch.uniform)
 
 
@@ -116,21 +129,34 @@ def _mix64(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return x ^ (x >> np.uint64(31))
 
 
+def _mask_of_row(
+    masked_rows: NDArray[np.int64], num_rows: int, device: torch.device
+) -> Tensor | None:
+    if not len(masked_rows):
+        return None
+    mask_of_row = np.full(num_rows, -1, np.int64)
+    mask_of_row[masked_rows] = np.arange(len(masked_rows))
+    return torch.from_numpy(mask_of_row).to(device)
+
+
 def _logit_edits(
     sequences: list[Sequence],
     positions: NDArray[np.int64],
     vocab_size: int,
     device: torch.device,
+    masked_rows: NDArray[np.int64],
 ) -> LogitEdits | None:
     add: list[tuple[int, int, float]] = []
     repeat: list[tuple[int, int, float]] = []
     subtract: list[tuple[int, int, float]] = []
+    is_masked = set(masked_rows.tolist())
     for row, sequence in enumerate(sequences):
         params = sequence.sampling
         if not (params.logit_bias or params.min_tokens or params.has_penalties):
             continue
         add += [(row, token, bias) for token, bias in params.logit_bias if token < vocab_size]
-        if positions[row] - len(sequence.prompt) < params.min_tokens:
+        num_sampled = positions[row] - len(sequence.prompt)
+        if num_sampled < params.min_tokens and row not in is_masked:
             add += [(row, t, -np.inf) for t in params.stop_token_ids if t < vocab_size]
         if not params.has_penalties:
             continue

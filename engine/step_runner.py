@@ -7,6 +7,7 @@ from typing import Protocol
 
 from trunkline.engine.sequence import Sequence
 from trunkline.engine.step_plan import StepPlan, StepResult
+from trunkline.engine.token_masks import StepMasks
 
 
 class RunningStep(Protocol):
@@ -23,7 +24,9 @@ class StepRunner(Protocol):
     def lookahead(self) -> int:
         """Steps that it is worth to have in flight while another one is planned."""
 
-    def submit(self, plan: StepPlan, sequences: Mapping[int, Sequence]) -> RunningStep:
+    def submit(
+        self, plan: StepPlan, sequences: Mapping[int, Sequence], masks: StepMasks | None = None
+    ) -> RunningStep:
         """Begin to compute every row of `plan`, and to sample where it says so.
 
         Args:
@@ -31,4 +34,6 @@ class StepRunner(Protocol):
                 written by the steps before it.
             sequences: by slot; read before this returns, not changed. The output of one with a
                 pending token lacks that.
+            masks: of the sampled rows that follow a grammar; waited for when the logits are on
+                their way. None: there are no such rows.
         """

@@ -11,7 +11,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trunkline.kernels import attention_native, elementwise, elementwise_native, sampling
+from trunkline.kernels import (
+    attention_native,
+    elementwise,
+    elementwise_native,
+    sampling,
+    sampling_native,
+)
 from trunkline.kernels.attention import AttentionWork, plan_attention
 from trunkline.kernels.attention_cpu import cpu_tile
 from trunkline.kernels.attention_cuda import matmul_tile
@@ -203,3 +209,15 @@ def sample_rows(
 
         return gpu.sample_rows(logits, temperature, top_k, top_p, uniform)
     return sampling.sample_rows(logits, temperature, top_k, top_p, uniform)
+
+
+def apply_token_masks(logits: Tensor, masks: Tensor, mask_of_row: Tensor) -> Tensor:
+    """See `reference.apply_token_masks`; all are contiguous."""
+    if triton_for(logits):
+        from trunkline.kernels.gpu import token_masks as gpu  # noqa: PLC0415
+
+        return gpu.apply_token_masks(logits, masks, mask_of_row)
+    native = native_for(logits)
+    if native is None:
+        return sampling.apply_token_masks(logits, masks, mask_of_row)
+    return sampling_native.apply_token_masks(native, logits, masks, mask_of_row)

@@ -166,6 +166,27 @@ def merge_partials(
     return out_a * weight_a + out_b * weight_b, lse
 
 
+def apply_token_masks(logits: Tensor, masks: Tensor, mask_of_row: Tensor) -> Tensor:
+    """The logits, with -inf in place of those of the tokens that a row must not have.
+
+    Args:
+        logits: [num_rows, vocab_size]
+        masks: [num_masks, num_words] int32, at least vocab_size bits: bit i of word w, from the
+            lowest, is set if the token 32 * w + i is allowed.
+        mask_of_row: [num_rows] int64 row of `masks`; -1: the row may have any token.
+
+    Returns:
+        [num_rows, vocab_size] in the logits' dtype.
+    """
+    masked = logits.clone()
+    tokens = torch.arange(logits.shape[1], device=logits.device)
+    for row, mask in enumerate(mask_of_row.tolist()):
+        if mask >= 0:
+            is_allowed = (masks[mask][tokens // 32] >> (tokens % 32)) & 1
+            masked[row, is_allowed == 0] = -torch.inf
+    return masked
+
+
 def sample_rows(
     logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, uniform: Tensor
 ) -> Tensor:

@@ -15,6 +15,20 @@ FIRST_CANDIDATES = 128
 GROWTH = 4
 # Logits whose masses are computed at once, so that the steps to them stay in the CPU's cache.
 CHUNK_LOGITS = 2**18
+# Rows whose masks exist spread out, four bytes for each bit, at once.
+MASK_CHUNK_ROWS = 64
+
+
+def apply_token_masks(logits: Tensor, masks: Tensor, mask_of_row: Tensor) -> Tensor:
+    """See `reference.apply_token_masks`."""
+    masked = logits.clone()
+    vocab_size = logits.shape[1]
+    bit = torch.arange(32, dtype=torch.int32, device=logits.device)
+    for rows in torch.split((mask_of_row >= 0).nonzero().squeeze(1), MASK_CHUNK_ROWS):
+        words = masks.index_select(0, mask_of_row[rows]).unsqueeze(-1)
+        is_forbidden = ((words >> bit) & 1 == 0).flatten(1)[:, :vocab_size]
+        masked[rows] = masked[rows].masked_fill_(is_forbidden, -torch.inf)
+    return masked
 
 
 def sample_rows(

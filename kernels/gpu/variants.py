@@ -14,6 +14,7 @@ MODULES = [
     "rope_and_cache",
     "sampling",
     "silu_mul",
+    "token_masks",
 ]
 
 

@@ -1,11 +1,15 @@
-"""The embedded default model, loaded once for all tests that need a real one."""
+"""The embedded default model, loaded once for all tests that need a real one; a tiny tokenizer."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from trunkline.engine.config import EngineConfig
 from trunkline.engine.default_model import resolve_model
@@ -23,3 +27,23 @@ def smollm2_folder() -> Path:
 def smollm2(smollm2_folder: Path) -> LoadedModel:
     """SmolLM2-135M-Instruct in float32 on the CPU."""
     return load_model(smollm2_folder, torch.float32, torch.device("cpu"), LoadFormat.AUTO)
+
+
+@pytest.fixture(scope="session")
+def byte_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer with a token for each byte, 260 in all.
+
+    0 and 1 end an output, 2 and 3 are `<think>` and `</think>`, 4 onwards the bytes, in the order
+    of ByteLevel's alphabet.
+    """
+    folder = tmp_path_factory.mktemp("byte-tokenizer")
+    special = ["<eos>", "<end>", "<think>", "</think>"]
+    tokens = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    vocabulary = {token: token_id for token_id, token in enumerate(tokens)}
+    backend = Backend(models.BPE(vocab=vocabulary, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(special)
+    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>").save_pretrained(folder)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, 1]}))
+    return folder
