@@ -1,0 +1,1 @@
+"""Encoders: models that read a text as a whole and generate nothing."""
