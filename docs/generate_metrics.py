@@ -36,7 +36,7 @@ Alerts that are always worth having: `max(trunkline_engine_alive) by (engine) ==
 
 NOTES = {
     Source.HTTP: "`route` is the route's template, such as `/v1/batches/{batch_id}`, or\n"
-    "`unmatched`; `status_class` is `2xx` to `5xx`.",
+    "`unmatched`; `status_class` is `2xx` to `5xx`, `status` the number itself.",
     Source.JOBS: "`kind` is `validate` or `finalize`.",
     Source.STORE: "`model` is the name that requests use.",
     Source.ENGINES: "`engine` is the engine's name, `device` what it computes on. Counters begin "

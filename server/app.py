@@ -14,6 +14,7 @@ import trunkline
 from trunkline.server.access import Access
 from trunkline.server.errors import install_error_handlers
 from trunkline.server.lifecycle import Lifecycle
+from trunkline.server.live_poller import LivePoller
 from trunkline.server.metrics import Metrics
 from trunkline.server.observation import HTTP_TELEMETRY, ObservationMiddleware
 from trunkline.server.openapi import install_openapi
@@ -24,6 +25,7 @@ from trunkline.server.routes import (
     engines,
     files,
     health,
+    inference,
     models,
     uploads,
     webhooks,
@@ -39,6 +41,7 @@ from trunkline.server.webhooks.delivery import WebhookSender
 from trunkline.store.closing import Closing
 from trunkline.store.database import Database
 from trunkline.store.engines import Engines
+from trunkline.store.live import LiveRequests
 from trunkline.store.open_blobs import open_blobs
 from trunkline.store.outcomes import Outcomes
 from trunkline.store.progress import Progress
@@ -65,6 +68,13 @@ def create_app(
     metrics = Metrics(
         StoreCollector(Totals(database), engines_known, settings.engine_alive_seconds)
     )
+    stopping = stopping or threading.Event()
+    live_requests = LiveRequests(database)
+    live = LivePoller(
+        live_requests,
+        lambda now: engines_known.alive(now, settings.engine_alive_seconds),
+        stopping,
+    )
     sender = WebhookSender(settings, Deliveries(database))
     lifecycle = Lifecycle(
         settings,
@@ -84,20 +94,24 @@ def create_app(
         outcomes=Outcomes(database),
         progress=Progress(database),
         engines=engines_known,
+        live_requests=live_requests,
+        live=live,
         metrics=metrics,
         expected_models=expected_models,
         started_at=int(time.time()),
         wake_lifecycle=lifecycle.wake,
-        stopping=stopping or threading.Event(),
+        stopping=stopping,
     )
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await run_sync(live_requests.withdraw_all_of, settings.server_name)
         lifecycle.start()
         sender.start()
         try:
             yield
         finally:
+            await live.stop()
             await run_sync(lifecycle.stop)
             await run_sync(sender.stop)
             database.close()
@@ -120,6 +134,7 @@ def create_app(
         files,
         uploads,
         batches,
+        inference,
         models,
         engines,
         webhooks,

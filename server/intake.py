@@ -6,7 +6,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from trunkline.store.batch_file import EMPTY_FILE, ENDPOINTS, LineChecker, iterate_lines
+from trunkline.store.batch_file import EMPTY_FILE, LineChecker, iterate_lines
+from trunkline.store.endpoints import PROMPT_FIELDS
 from trunkline.store.records import LineError, NewRequest
 
 BYTES_PER_TOKEN = 4
@@ -40,7 +41,8 @@ def read_input(file: BinaryIO, endpoint: str, models: Collection[str], max_reque
         line = checker.check(number, offset, raw)
         if line is not None:
             requests.append(NewRequest(line.line, line.custom_id, line.offset, line.num_bytes))
-            num_estimated_tokens += estimated_tokens(line.body[ENDPOINTS[endpoint]])
+            prompt = [line.body.get(name) for name in PROMPT_FIELDS[endpoint]]
+            num_estimated_tokens += estimated_tokens(prompt)
     errors = checker.errors
     if num_lines == 0:
         errors = [EMPTY_FILE]

@@ -15,21 +15,20 @@ from trunkline.store.json_types import json_type
 MAX_BODY_BYTES = 1024 * 1024
 
 
-async def read_body(request: Request) -> bytes:
+async def read_body(request: Request, max_bytes: int = MAX_BODY_BYTES) -> bytes:
     """The body of `request`.
 
     Raises:
         ApiError: it is too long.
     """
-    body = b""
+    body = bytearray()
     async for chunk in request.stream():
         body += chunk
-        if len(body) > MAX_BODY_BYTES:
+        if len(body) > max_bytes:
             raise ApiError(
-                413,
-                f"The body of this request is longer than the maximum of {MAX_BODY_BYTES} bytes.",
+                413, f"The body of this request is longer than the maximum of {max_bytes} bytes."
             )
-    return body
+    return bytes(body)
 
 
 async def read_object(request: Request) -> dict[str, Any]:

@@ -90,6 +90,14 @@ HTTP_IN_FLIGHT = MetricSpec(
     Source.HTTP,
     "HTTP requests that have begun and are not through.",
 )
+LIVE_REQUESTS = MetricSpec(
+    "trunkline_live_requests_total",
+    Kind.COUNTER,
+    Source.HTTP,
+    "Requests whose clients waited for an engine's answer, by the status that it ended with; 499: "
+    "the client went away. A stream may end with an error after it has begun well.",
+    ("endpoint", "status"),
+)
 JOB_DURATION = MetricSpec(
     "trunkline_job_duration_seconds",
     Kind.HISTOGRAM,
@@ -236,7 +244,7 @@ ENGINE_FIGURES = {
 }
 
 METRICS = (
-    *(HTTP_REQUESTS, HTTP_SECONDS, HTTP_RECEIVED, HTTP_SENT, HTTP_IN_FLIGHT),
+    *(HTTP_REQUESTS, HTTP_SECONDS, HTTP_RECEIVED, HTTP_SENT, HTTP_IN_FLIGHT, LIVE_REQUESTS),
     *(JOB_DURATION, BUILD),
     *(STORE_UP, BATCHES, LINES, QUEUED_REQUESTS, QUEUED_TOKENS, OLDEST_WAITING),
     *(PROMPT_TOKENS, CACHED_TOKENS, OUTPUT_TOKENS, FILES, FILE_BYTES, DELIVERIES),

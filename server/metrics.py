@@ -32,6 +32,7 @@ class Metrics:
         self._received = self._counter(table.HTTP_RECEIVED)
         self._sent = self._counter(table.HTTP_SENT)
         self.in_flight = self._gauge(table.HTTP_IN_FLIGHT)
+        self._live = self._counter(table.LIVE_REQUESTS)
         self._jobs = self._histogram(table.JOB_DURATION)
         self._gauge(table.BUILD).labels(trunkline.__version__).set(1)
         self._registry.register(store)
@@ -50,6 +51,10 @@ class Metrics:
         self._seconds.labels(route, method).observe(seconds)
         self._received.labels(route, method).inc(num_in)
         self._sent.labels(route, method).inc(num_out)
+
+    def count_live(self, endpoint: str, status: int) -> None:
+        """A request that a client waited for has ended."""
+        self._live.labels(endpoint, str(status)).inc()
 
     def count_job(self, kind: str, result: str, seconds: float) -> None:
         """A batch was validated or finalized; see `metric_table.JOB_DURATION`."""

@@ -12,7 +12,7 @@ from trunkline.server.errors import (
     missing_parameter,
 )
 from trunkline.server.json_body import parse_object
-from trunkline.store.batch_file import ENDPOINTS
+from trunkline.store.endpoints import ENDPOINTS
 from trunkline.store.errors import NotFound
 from trunkline.store.files import Files
 from trunkline.store.records import Idempotency, NewBatch
@@ -39,7 +39,8 @@ def parse_new_batch(
         if not isinstance(body[name], str):
             raise invalid_type(name, "a string", body[name])
     if body["endpoint"] not in ENDPOINTS:
-        allowed = " and ".join(f"'{name}'" for name in ENDPOINTS)
+        *first, last = (f"'{name}'" for name in ENDPOINTS)
+        allowed = f"{', '.join(first)} and {last}"
         raise invalid_value(
             "endpoint", f"Invalid value: '{body['endpoint']}'. Supported values are: {allowed}."
         )

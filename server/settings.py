@@ -76,6 +76,12 @@ class ServerSettings(LogSettings, StoreLocation):
     engine_alive_seconds: float = Field(
         30.0, gt=0, description="An engine counts as alive so long after its last heartbeat."
     )
+    live_timeout_seconds: float = Field(
+        600.0,
+        gt=0,
+        description="A request whose client waits for the answer ends with an error after this "
+        "time.",
+    )
 
 
 class ServeSettings(ServerSettings):

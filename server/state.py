@@ -11,11 +11,13 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from trunkline.server.access import Access
+from trunkline.server.live_poller import LivePoller
 from trunkline.server.metrics import Metrics
 from trunkline.server.settings import ServerSettings
 from trunkline.store.blobs import BlobStore
 from trunkline.store.database import Database
 from trunkline.store.engines import Engines
+from trunkline.store.live import LiveRequests
 from trunkline.store.outcomes import Outcomes
 from trunkline.store.progress import Progress
 
@@ -31,6 +33,8 @@ class State:
     outcomes: Outcomes
     progress: Progress
     engines: Engines
+    live_requests: LiveRequests
+    live: LivePoller
     metrics: Metrics
     # Names that are served although no engine has registered yet.
     expected_models: tuple[str, ...]

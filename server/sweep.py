@@ -1,4 +1,5 @@
-"""Deletes what nobody needs any more: expired files, ended uploads, blobs without a row."""
+"""Deletes what nobody needs any more: expired files, ended uploads, requests that nobody waits for,
+blobs without a row."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import logging
 from trunkline.store.blobs import BlobStore
 from trunkline.store.database import Database
 from trunkline.store.files import FileExpiry
+from trunkline.store.live import LiveRequests
 from trunkline.store.orphans import OrphanSweep
 from trunkline.store.uploads import UploadSweep
 
@@ -22,6 +24,7 @@ class Sweep:
     def __init__(self, database: Database, blobs: BlobStore) -> None:
         self._files = FileExpiry(database)
         self._uploads = UploadSweep(database, blobs)
+        self._live = LiveRequests(database)
         self._orphans = OrphanSweep(database, blobs)
         self._blobs = blobs
 
@@ -34,5 +37,8 @@ class Sweep:
         num_expired = self._uploads.run(now)
         if num_expired:
             logger.info("%d uploads were not completed in time", num_expired)
+        num_left = self._live.sweep(now)
+        if num_left:
+            logger.info("%d requests were left by servers that have died", num_left)
         self._blobs.sweep_temporary(ABANDONED_SECONDS)
         self._orphans.run_when_due(now)

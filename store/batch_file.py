@@ -9,18 +9,13 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import IO, Any
 
+from trunkline.store.endpoints import ENDPOINTS, REQUIRED_FIELDS
 from trunkline.store.json_types import json_type
 from trunkline.store.records import LineError, Outcome
-
-# The endpoints that a batch may target, and the field that each request needs.
-ENDPOINTS: Mapping[str, str] = {
-    "/v1/chat/completions": "messages",
-    "/v1/completions": "prompt",
-}
 
 UTF8_BOM = b"\xef\xbb\xbf"
 
@@ -176,8 +171,7 @@ class LineChecker:
         if body.get("stream"):
             raise _BadLine(
                 "streaming_unsupported",
-                f"{'Chat ' if 'chat' in url else ''}Completions: Streaming is not supported in "
-                "the Batch API.",
+                f"{_name(url)}: Streaming is not supported in the Batch API.",
                 "body.stream",
             )
         model = body.get("model")
@@ -207,11 +201,16 @@ class LineChecker:
                 "batch must contain requests for a single model.",
                 "body.model",
             )
-        name = ENDPOINTS[url]
-        if body.get(name) is None:
+        name = REQUIRED_FIELDS[url]
+        if name is not None and body.get(name) is None:
             raise _BadLine(
                 "invalid_request", f"{name.capitalize()} parameter is required.", f"body.{name}"
             )
+
+
+def _name(url: str) -> str:
+    """What people call an endpoint: `Chat Completions` for `/v1/chat/completions`."""
+    return url.removeprefix("/v1/").replace("/", " ").title()
 
 
 class _BadLine(Exception):  # noqa: N818  # carries an error to `check`, and no further

@@ -97,18 +97,32 @@ class Database:
             yield connection
 
     @contextmanager
-    def write(self) -> Iterator[Connection]:
-        """A transaction that is committed at the end, or rolled back by an exception."""
+    def write(self, *, is_durable: bool = True) -> Iterator[Connection]:
+        """A transaction that is committed at the end, or rolled back by an exception.
+
+        Args:
+            is_durable: the commit is on the disk when this returns. Otherwise a power cut may undo
+                it, wholly, with what was committed after it; a crash of this process may not.
+        """
         if not self._is_sqlite:
             with self.engine.begin() as connection:
+                if not is_durable:
+                    connection.execute(text("SET LOCAL synchronous_commit = off"))
                 yield connection
             return
-        with (
-            self._writer,
-            self.engine.connect().execution_options(**_WRITE) as connection,
-            connection.begin(),
-        ):
-            yield connection
+        with self._writer, self.engine.connect().execution_options(**_WRITE) as connection:
+            if is_durable:
+                with connection.begin():
+                    yield connection
+                return
+            # The setting cannot be changed in a transaction.
+            cursor = connection.connection.cursor()
+            cursor.execute("PRAGMA synchronous=NORMAL")
+            try:
+                with connection.begin():
+                    yield connection
+            finally:
+                cursor.execute("PRAGMA synchronous=FULL")
 
     @contextmanager
     def migration(self) -> Iterator[Connection]:

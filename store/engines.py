@@ -31,6 +31,16 @@ class Engines:
             EngineRecord(**{**row._mapping, "figures": json.loads(row.figures)}) for row in rows
         )
 
+    def alive(self, now: float, within_seconds: float) -> dict[str, str]:
+        """Engine -> model of those whose last heartbeat is at most so long ago."""
+        query = (
+            select(engines.c.name, engines.c.model)
+            .where(engines.c.heartbeat_at >= now - within_seconds)
+            .where(engines.c.stopped_at.is_(None))
+        )
+        with self._database.read() as connection:
+            return {row[0]: row[1] for row in connection.execute(query)}
+
     def models(self) -> tuple[tuple[str, int], ...]:
         """Each model that an engine serves or has served last, and since when (unix seconds)."""
         query = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
     Double,
@@ -225,6 +226,45 @@ engines = Table(
     Column("stopped_at", Double),  # NULL: runs, or has died
     Column("max_model_tokens", Integer, nullable=False),
     Column("figures", Text, nullable=False),  # JSON object
+)
+
+# A request whose client waits for it: there as long as it does. The long columns come last, so that
+# SQLite need not read them to find a row.
+live_requests = Table(
+    "live_requests",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("project_id", String(64), ForeignKey("projects.id"), nullable=False),
+    Column("server", String(255), nullable=False),  # that the client is connected to
+    Column("endpoint", String(64), nullable=False),
+    Column("model", Text, nullable=False),
+    Column("is_streaming", Boolean, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("expires_at", Double, nullable=False),
+    Column("engine", String(255)),  # NULL: nobody works on it
+    Column("claim_token", String(64)),
+    Column("status_code", Integer),  # NULL: not answered
+    Column("body", Text, nullable=False),  # JSON object
+    Column("answer", Text),  # JSON
+    CheckConstraint("(engine IS NULL) = (claim_token IS NULL)", name="claim"),
+    CheckConstraint("(status_code IS NULL) = (answer IS NULL)", name="answer"),
+    Index(None, "engine", "created_at", "id"),
+    Index(None, "expires_at"),
+)
+
+# Parts of the answers to those requests that want a stream.
+live_events = Table(
+    "live_events",
+    metadata,
+    Column(
+        "request_id",
+        String(64),
+        ForeignKey("live_requests.id", ondelete="CASCADE"),
+        primary_key=True,
+    ),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("event", String(64)),  # its name; NULL: none
+    Column("data", Text, nullable=False),
 )
 
 webhook_endpoints = Table(

@@ -20,6 +20,7 @@ from trunkline.store.leases import (
     release,
     release_all_of,
 )
+from trunkline.store.live import release_live
 from trunkline.store.outcomes import last_position
 from trunkline.store.records import Claim, EngineRecord, Held, Outcome, RequestRow
 from trunkline.store.schema import batch_requests, batches, engines, files, outcomes
@@ -49,11 +50,13 @@ class Work:
             )
             connection.execute(insert(engines).values(**values))
             release_all_of(connection, record.name)
+            release_live(connection, record.name)
 
     def unregister(self, name: str, now: float) -> None:
         """Say that the engine has stopped. What it served is still known as a model."""
         with self._database.write() as connection:
             connection.execute(update(engines).where(engines.c.name == name).values(stopped_at=now))
+            release_live(connection, name)
 
     def heartbeat(
         self,

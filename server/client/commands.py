@@ -16,7 +16,7 @@ import typer
 from trunkline.options import with_options
 from trunkline.server.client.errors import EXIT_INTERRUPTED, ClientError, WrongUse
 from trunkline.server.client.settings import ClientSettings
-from trunkline.store.batch_file import ENDPOINTS
+from trunkline.store.endpoints import ENDPOINTS
 
 app = typer.Typer(no_args_is_help=True)
 

@@ -36,7 +36,8 @@ from trunkline.server.wire import (
     error_group_object,
     page_object,
 )
-from trunkline.store.batch_file import ENDPOINTS, output_line
+from trunkline.store.batch_file import output_line
+from trunkline.store.endpoints import ENDPOINTS
 from trunkline.store.records import BatchRecord
 from trunkline.store.states import BatchStatus, is_terminal
 

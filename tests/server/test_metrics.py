@@ -298,6 +298,7 @@ def test_the_page_holds_what_the_table_says(database: Database, tmp_path: Path) 
     metrics = make_metrics(database)
     metrics.count_request("/", "GET", 200, 0.1, 1, 2)
     metrics.count_job("validate", "in_progress", 0.1)
+    metrics.count_live("/v1/completions", 200)
     found = {
         family.name + ("_total" if family.type == "counter" else ""): (
             family.type,

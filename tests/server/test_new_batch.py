@@ -44,8 +44,8 @@ def wrong_value(name: str, message: str, **changes: Any) -> tuple[dict[str, Any]
         wrong_type("input_file_id", "a string", "an integer", input_file_id=7),
         wrong_value(
             "endpoint",
-            "Invalid value: '/v1/nonsense'. Supported values are: '/v1/chat/completions' and "
-            "'/v1/completions'.",
+            "Invalid value: '/v1/nonsense'. Supported values are: '/v1/chat/completions', "
+            "'/v1/completions', '/v1/responses', '/v1/embeddings', '/v1/score' and '/v1/rerank'.",
             endpoint="/v1/nonsense",
         ),
         *[

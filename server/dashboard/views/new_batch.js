@@ -5,7 +5,14 @@ import { announce, el, setText } from "../dom.js";
 import * as format from "../format.js";
 import { batchLink } from "../parts.js";
 
-const ENDPOINTS = ["/v1/chat/completions", "/v1/completions"];
+const ENDPOINTS = [
+  "/v1/chat/completions",
+  "/v1/completions",
+  "/v1/responses",
+  "/v1/embeddings",
+  "/v1/score",
+  "/v1/rerank",
+];
 // Enough for the first line of most files; a longer one is not looked into.
 const PEEK_BYTES = 256 * 1024;
 

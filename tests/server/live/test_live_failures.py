@@ -1,0 +1,174 @@
+"""Engines that die, answers that do not come, servers that stop: every client gets a reply."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import openai
+import pytest
+import sqlalchemy as sa
+
+from trunkline.store.schema import live_requests
+
+CHAT = "/v1/chat/completions"
+ALIVE_SECONDS = 1.0
+
+
+@pytest.fixture
+def server(make_server: Any) -> Any:
+    return make_server(engine_alive_seconds=ALIVE_SECONDS)
+
+
+def events(text: str) -> list[Any]:
+    """The data of the events of a stream."""
+    return [json.loads(each.split("data: ")[1]) for each in text.split("\n\n") if "data: " in each]
+
+
+def test_an_engine_that_dies(server: Any, make_live_engine: Any, wait_for: Any) -> None:
+    """Clients with a part of a stream get an error in it, those with nothing a status."""
+    engine = make_live_engine(server.database)
+
+    def begin(request: Any) -> None:
+        if request.is_streaming:
+            engine.send(request, 0, {"a": 1})
+
+    engine.on_request = begin
+    with ThreadPoolExecutor(3) as pool:
+        replies = [
+            pool.submit(server.http.post, path, json={"model": engine.model, "stream": stream})
+            for path, stream in ((CHAT, False), (CHAT, True), ("/v1/responses", True))
+        ]
+        wait_for(lambda: len(engine.seen) == 3)
+        engine.die()
+        plain, chat, response = (reply.result() for reply in replies)
+    assert plain.status_code == 503
+    assert plain.json()["error"]["code"] == "engine_stopped"
+    assert plain.json()["error"]["type"] == "server_error"
+    assert int(plain.headers["retry-after"]) > 0
+    assert (chat.status_code, response.status_code) == (200, 200)
+    assert events(chat.text)[0] == {"a": 1}
+    assert events(chat.text)[1]["error"]["code"] == "engine_stopped"
+    assert events(response.text)[1]["type"] == "error"
+    assert events(response.text)[1]["code"] == "engine_stopped"
+    assert "[DONE]" not in chat.text
+    wait_for(lambda: engine.num_rows() == 0)
+
+
+def test_an_engine_that_dies_before_it_takes_a_request(server: Any, make_live_engine: Any) -> None:
+    engine = make_live_engine(server.database)
+    engine.die()
+    reply = server.http.post(CHAT, json={"model": engine.model, "stream": True})
+    assert reply.status_code == 503
+    assert reply.json()["error"]["code"] == "engine_stopped"
+    reply = server.http.post(CHAT, json={"model": engine.model})
+    assert reply.status_code == 503
+    assert reply.json()["error"]["code"] == "engine_unavailable"
+
+
+def test_the_official_client_asks_again(server: Any, make_live_engine: Any, wait_for: Any) -> None:
+    engine = make_live_engine(server.database)
+    engine.on_request = engine.ignore
+    other = make_live_engine(server.database, engine.model)
+    other.die()
+
+    def take_over() -> None:
+        wait_for(lambda: engine.seen)
+        engine.die()
+        other.start()
+
+    helper = threading.Thread(target=take_over)
+    helper.start()
+    client = server.client.with_options(max_retries=2)
+    made = client.embeddings.with_raw_response.create(model=engine.model, input="x")
+    helper.join()
+    assert made.retries_taken >= 1
+    assert made.http_response.json()["asked"]["input"] == "x"
+
+
+def test_an_engine_that_starts_anew(server: Any, make_live_engine: Any, wait_for: Any) -> None:
+    """What it had not begun to answer is taken up again, as if nothing had happened."""
+    engine = make_live_engine(server.database)
+
+    def begin(request: Any) -> None:
+        if request.is_streaming:
+            engine.send(request, 0, {"a": 1})
+
+    engine.on_request = begin
+    with ThreadPoolExecutor(2) as pool:
+        plain, stream = (
+            pool.submit(server.http.post, CHAT, json={"model": engine.model, "stream": streams})
+            for streams in (False, True)
+        )
+        wait_for(lambda: len(engine.seen) == 2)
+        engine.die()
+        engine.on_request = engine.echo
+        engine.start()
+        assert plain.result().json()["asked"] == {"model": engine.model, "stream": False}
+        assert events(stream.result().text)[1]["error"]["code"] == "engine_stopped"
+    assert len(engine.seen) == 3
+
+
+def test_an_engine_that_stops_in_order(server: Any, make_live_engine: Any, wait_for: Any) -> None:
+    """What it leaves goes to another engine of the same model, as long as there is one."""
+    engine = make_live_engine(server.database)
+    engine.on_request = engine.ignore
+    with ThreadPoolExecutor(1) as pool:
+        reply = pool.submit(server.http.post, CHAT, json={"model": engine.model})
+        wait_for(lambda: engine.seen)
+        other = make_live_engine(server.database, engine.model)
+        engine.stop()
+        assert reply.result().status_code == 200
+        other.on_request = other.ignore
+        reply = pool.submit(server.http.post, CHAT, json={"model": engine.model})
+        wait_for(lambda: len(other.seen) == 2)
+        other.stop()
+        assert reply.result().status_code == 503
+
+
+def test_answers_that_take_too_long(make_server: Any, make_live_engine: Any, wait_for: Any) -> None:
+    server = make_server(live_timeout_seconds=1.0)
+    engine = make_live_engine(server.database)
+    engine.on_request = engine.ignore
+    with pytest.raises(openai.InternalServerError, match="within 1 seconds") as caught:
+        server.client.with_options(max_retries=2).embeddings.create(model=engine.model, input="x")
+    assert caught.value.status_code == 504
+    assert caught.value.code == "timeout"
+    assert len(engine.seen) == 1  # the client did not ask again
+    engine.on_request = lambda request: engine.send(request, 0, {"a": 1})
+    reply = server.http.post(CHAT, json={"model": engine.model, "stream": True})
+    assert events(reply.text)[1]["error"]["code"] == "timeout"
+    wait_for(lambda: engine.num_rows() == 0)
+
+
+def test_a_server_that_stops_lets_engines_answer(
+    server: Any, make_live_engine: Any, wait_for: Any
+) -> None:
+    engine = make_live_engine(server.database)
+    engine.on_request = engine.ignore
+    with ThreadPoolExecutor(2) as pool:
+        reply = pool.submit(server.http.post, CHAT, json={"model": engine.model})
+        wait_for(lambda: engine.seen)
+        stopped = pool.submit(server.stop)
+        time.sleep(0.5)
+        engine.echo(engine.seen[0])
+        assert reply.result().status_code == 200
+        assert stopped.result() == 0
+    assert engine.num_rows() == 0
+
+
+def test_what_a_killed_server_leaves(server: Any, make_live_engine: Any, wait_for: Any) -> None:
+    engine = make_live_engine(server.database)
+    engine.on_request = engine.ignore
+    with ThreadPoolExecutor(1) as pool:
+        reply = pool.submit(server.http.post, CHAT, json={"model": engine.model})
+        wait_for(lambda: engine.seen)
+        server.kill()
+        assert reply.exception() is not None
+    assert engine.num_rows() == 1
+    server.start()
+    with server.database.read() as connection:
+        assert connection.execute(sa.select(live_requests)).all() == []
