@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +15,16 @@ from trunkline.engine.sequence import Sequence
 NEVER = np.iinfo(np.int64).max
 
 
+# The rank of the first sequence that was put before a plan; the next ones follow.
+FIRST_AHEAD = -(2**62)
+
+
 class Agenda:
-    """The sequences of a plan by rank, their place in its order; a queue of those that wait."""
+    """The sequences of a plan by rank, their place in its order; a queue of those that wait.
+
+    A sequence may be put before the plan, without a new one: its rank is negative, and it shares
+    nothing.
+    """
 
     def __init__(
         self, plan: Plan, nodes: SharedNodes, running: NDArray[np.int64] | None = None
@@ -37,6 +46,7 @@ class Agenda:
         self._rank_of_leaf = rank_of[plan.tree.order]  # [num_leaves] by place in the tree
         self._leaf_of_rank = np.empty(num, np.int64)
         self._leaf_of_rank[self._rank_of_leaf] = np.arange(num)
+        self._ahead: list[Sequence] = []  # rank FIRST_AHEAD + i
 
     @property
     def num_waiting(self) -> int:
@@ -53,32 +63,62 @@ class Agenda:
 
     def begin(self, rank: int) -> None:
         """`rank`, which was popped, runs now."""
-        self._is_waiting[rank] = False
+        if rank >= 0:
+            self._is_waiting[rank] = False
 
     def push(self, rank: int) -> None:
         """Put `rank` (back) into the queue."""
         heapq.heappush(self._heap, rank)
-        self._is_waiting[rank] = True
+        if rank >= 0:
+            self._is_waiting[rank] = True
+
+    def remove(self, should_remove: Callable[[Sequence], bool]) -> None:
+        """Let those of the waiting sequences not wait any more; their shared nodes lose them."""
+        removed = [rank for rank in self._heap if should_remove(self.sequence(rank))]
+        if not removed:
+            return
+        gone = set(removed)
+        self._heap = [rank for rank in self._heap if rank not in gone]
+        heapq.heapify(self._heap)
+        for rank in removed:
+            self.nodes.retire(self.chain(rank))
+            if rank >= 0:
+                self._is_waiting[rank] = False
+
+    def put_ahead(self, sequence: Sequence) -> None:
+        """Let `sequence` wait before all of the plan, behind those that were put there earlier."""
+        self._ahead.append(sequence)
+        self.push(FIRST_AHEAD + len(self._ahead) - 1)
 
     def sequence(self, rank: int) -> Sequence:
+        if rank < 0:
+            return self._ahead[rank - FIRST_AHEAD]
         return self.plan.sequences[int(self.plan.order[rank])]
 
     def chain(self, rank: int) -> list[int]:
         """The shared nodes of the sequence at `rank`, from the root down."""
+        if rank < 0:
+            return []
         return self.plan.tree.chain(int(self.plan.tree.node_of[self.plan.order[rank]]))
 
     def groups(self, rank: int) -> list[int]:
         """The attention groups of the sequence at `rank`, shallow to deep."""
-        return self.plan.groups(int(self.plan.order[rank]))
+        return [] if rank < 0 else self.plan.groups(int(self.plan.order[rank]))
 
     def leaf(self, rank: int) -> int:
         """The place of the sequence at `rank` among the leaves of the prefix tree."""
-        return int(self._leaf_of_rank[rank])
+        return -1 if rank < 0 else int(self._leaf_of_rank[rank])
 
     def shared_tokens(self, rank: int) -> int:
         """Tokens of the sequence at `rank` that are in shared nodes."""
-        node = int(self.plan.tree.node_of[self.plan.order[rank]])
-        return int(self.plan.tree.end[node]) if node >= 0 else 0
+        chain = self.chain(rank)
+        return int(self.plan.tree.end[chain[-1]]) if chain else 0
+
+    def sequences_below(self, node: int) -> list[Sequence]:
+        """The sequences that share `node`, finished ones among them."""
+        tree = self.plan.tree
+        below = tree.order[tree.first[node] : tree.last[node]]
+        return [self.plan.sequences[i] for i in below.tolist()]
 
     def own_tokens(self, rank: int) -> int:
         """Known tokens of the sequence at `rank` that are in no shared node."""

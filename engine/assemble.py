@@ -11,12 +11,16 @@ from pathlib import Path
 import torch
 
 from trunkline.engine.admission import Admission, Limits
+from trunkline.engine.answering import AnswerEngine, LineAdmission, Summariser
 from trunkline.engine.calibration import measure_device, shape_of
 from trunkline.engine.config import Device, EngineConfig, KVCacheDtype
 from trunkline.engine.core import Engine
 from trunkline.engine.default_model import ModelNotFoundError, resolve_model
+from trunkline.engine.encoder.assemble import assemble_encoder
+from trunkline.engine.encoder.config import is_encoder
 from trunkline.engine.gpu_memory import measure_kv_budget, warm_up
 from trunkline.engine.gpu_runner import GpuRunner
+from trunkline.engine.grammar import Grammars
 from trunkline.engine.kv_cache import KVCache, allocate_kv_cache, num_pages_for
 from trunkline.engine.model.config import UnsupportedModelError
 from trunkline.engine.model.decoder import Decoder
@@ -27,6 +31,8 @@ from trunkline.engine.model.weights import (
     resolve_dtype,
 )
 from trunkline.engine.plan_summary import PlanSummariser
+from trunkline.engine.pooling import read_pooling
+from trunkline.engine.prompt_reading import Pooling
 from trunkline.engine.runner import Runner, configure_host
 from trunkline.engine.scheduler_config import SchedulerConfig
 from trunkline.engine.step_runner import StepRunner
@@ -46,13 +52,14 @@ TORCH_KV_SHARE = 0.7
 class Assembly:
     """A ready engine and what there is to say about it."""
 
-    engine: Engine
-    admission: Admission
+    engine: AnswerEngine
+    admission: LineAdmission
     model_name: str  # what requests call it
     device: str
     dtype: str
     max_model_tokens: int
-    summariser: PlanSummariser
+    kv_cache_tokens: int  # 0 where the model needs no cache
+    summariser: Summariser
     load_seconds: float
 
 
@@ -68,7 +75,10 @@ def assemble(config: EngineConfig) -> Assembly:
     try:
         folder = resolve_model(config.model, config.cache_dir.expanduser())
         dtype = resolve_dtype(config.dtype, device)
+        if is_encoder(folder):
+            return _assemble_encoder(config, folder, dtype, device, started)
         tokenizer = _tokenizer(folder)
+        pooling = read_pooling(folder, Pooling.LAST)
         model = load_model(folder, dtype, device, config.load_format)
     except (ModelNotFoundError, WeightsError, UnsupportedModelError, FileNotFoundError) as error:
         raise ConfigError(f"--model {config.model}: {error}") from error
@@ -98,14 +108,40 @@ def assemble(config: EngineConfig) -> Assembly:
         grouping=config.grouping,
     )
     limits = Limits(max_model_tokens, scheduler_config.capacity_tokens)
+    grammars = Grammars(tokenizer, model.config.vocab_size)
     return Assembly(
-        engine=Engine(scheduler_config, runner, tokenizer),
-        admission=Admission(tokenizer, limits),
+        engine=Engine(scheduler_config, runner, tokenizer, grammars),
+        admission=Admission(tokenizer, limits, grammars, pooling, model.config.hidden_size),
         model_name=config.served_model_name or served_name(config.model),
         device=str(device),
         dtype=str(dtype).removeprefix("torch."),
         max_model_tokens=max_model_tokens,
+        kv_cache_tokens=scheduler_config.capacity_tokens,
         summariser=PlanSummariser(scheduler_config, hardware, shape_of(model.config)),
+        load_seconds=time.perf_counter() - started,
+    )
+
+
+def _assemble_encoder(
+    config: EngineConfig, folder: Path, dtype: torch.dtype, device: torch.device, started: float
+) -> Assembly:
+    encoder = assemble_encoder(
+        folder,
+        dtype,
+        device,
+        config.load_format,
+        config.max_model_tokens,
+        config.max_batch_tokens,
+    )
+    return Assembly(
+        engine=encoder.engine,
+        admission=encoder.admission,
+        model_name=config.served_model_name or served_name(config.model),
+        device=str(device),
+        dtype=str(dtype).removeprefix("torch."),
+        max_model_tokens=encoder.max_model_tokens,
+        kv_cache_tokens=0,
+        summariser=encoder.summariser,
         load_seconds=time.perf_counter() - started,
     )
 

@@ -6,21 +6,27 @@ every number has one writer, and a figure that is a step old does no harm.
 
 from __future__ import annotations
 
-from trunkline.engine.scheduler import Scheduler
+from collections.abc import Callable
+
+from trunkline.engine.answering import Counts
 from trunkline.store.records import Outcome
 
 Figures = dict[str, float | int | str]
 
 
 class LiveFigures:
-    """Counts what the scheduler does not, and turns counts into rates."""
+    """Counts what the engine does not, and turns counts into rates."""
 
-    def __init__(self, scheduler: Scheduler, started: float) -> None:
-        """Count from `started` on, in seconds of a monotonic clock."""
-        self._scheduler = scheduler
+    def __init__(self, counts: Callable[[], Counts], started: float) -> None:
+        """Count from `started` on, in seconds of a monotonic clock.
+
+        Args:
+            counts: the engine's, from any thread.
+        """
+        self._counts = counts
         # Written by the main thread.
         self._busy_seconds = 0.0
-        self._num_stepped = 0  # steps whose time is in it; the scheduler counts from their start
+        self._num_stepped = 0  # steps whose time is in it; the engine counts from their start
         self._num_cached_prompt_tokens = 0
         # Written by the keeper thread: how things stood at the last heartbeat.
         self._at = started
@@ -45,9 +51,9 @@ class LiveFigures:
         Args:
             now: seconds of the same clock as `started`.
         """
-        scheduler = self._scheduler
-        num_prompt_tokens = scheduler.num_computed_prompt_tokens
-        num_output_tokens = scheduler.num_output_tokens
+        counts = self._counts()
+        num_prompt_tokens = counts.num_computed_prompt_tokens
+        num_output_tokens = counts.num_output_tokens
         num_stepped, busy_seconds = self._num_stepped, self._busy_seconds
         seconds = now - self._at
         if num_stepped > self._num_stepped_then:
@@ -63,12 +69,12 @@ class LiveFigures:
         self._num_prompt_tokens_then = num_prompt_tokens
         self._num_output_tokens_then = num_output_tokens
         return {
-            "num_running": scheduler.num_running,
-            "num_waiting": scheduler.num_waiting,
-            "kv_pages_in_use": scheduler.num_pages_held,
-            "kv_pages": scheduler.config.num_pages,
-            "num_steps": scheduler.num_steps,
-            "num_preemptions": scheduler.num_preemptions,
+            "num_running": counts.num_running,
+            "num_waiting": counts.num_waiting,
+            "kv_pages_in_use": counts.kv_pages_in_use,
+            "kv_pages": counts.kv_pages,
+            "num_steps": counts.num_steps,
+            "num_preemptions": counts.num_preemptions,
             "step_seconds": round(self._step_seconds, 6),
             "num_computed_prompt_tokens": num_prompt_tokens,
             "num_cached_prompt_tokens": self._num_cached_prompt_tokens,

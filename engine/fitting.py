@@ -26,7 +26,7 @@ def take_candidates(
         rank = agenda.pop()
         budget -= agenda.own_tokens(rank)
         if lru is not None:
-            budget += len(lru.match(agenda.sequence(rank).prompt[:-1])) * page_size
+            budget += len(lru.match_prompt(agenda.sequence(rank))) * page_size
         for node in agenda.chain(rank):
             if node not in counted:
                 counted.add(node)
@@ -84,7 +84,7 @@ def num_that_fit_now(
     ):
         needed = node_pages - (-agenda.own_tokens(rank) // page_size)
         if lru is not None:
-            hits = lru.match(agenda.sequence(rank).prompt[:-1])
+            hits = lru.match_prompt(agenda.sequence(rank))
             needed -= len(hits) - lru.num_idle(hits)
         num_available -= needed
         if num_available < 0:

@@ -18,13 +18,15 @@ from torch import Tensor
 from trunkline.engine.device_page_tables import DevicePageTables
 from trunkline.engine.gpu_inputs import GpuInputs, InputBuilder
 from trunkline.engine.graphs import MOST_ROWS, Graphs
+from trunkline.engine.hidden_reading import ReadTensors, read_hidden
 from trunkline.engine.kv_cache import KVCache
 from trunkline.engine.logprobs import LogprobTensors, find_logprobs
 from trunkline.engine.model.decoder import Decoder, DecoderInputs
-from trunkline.engine.sampler import sample
+from trunkline.engine.sampler import NO_ROWS, sample
 from trunkline.engine.sequence import Sequence
 from trunkline.engine.staging import Mark
 from trunkline.engine.step_plan import StepPlan, StepResult
+from trunkline.engine.token_masks import StepMasks
 from trunkline.kernels.dispatch import ResidentAttention
 from trunkline.kernels.gpu.device_work import DeviceWork
 
@@ -40,6 +42,7 @@ class GpuStep:
     slots: NDArray[np.int32]  # [num_sampled]
     tokens: Tensor  # [num_sampled] int64, in the host's memory after `arrived`
     logprobs: LogprobTensors | None
+    reads: ReadTensors | None
     arrived: Mark
 
     def result(self) -> StepResult:
@@ -50,6 +53,7 @@ class GpuStep:
             sequence=self.slots,
             token_ids=self.tokens.numpy().astype(np.int32),
             logprobs=(None,) * len(self.slots) if self.logprobs is None else self.logprobs.by_row(),
+            reads=None if self.reads is None else self.reads.result(),
         )
 
 
@@ -111,18 +115,22 @@ class GpuRunner:
         self._generation = self._current_generation
 
     @torch.inference_mode()
-    def submit(self, plan: StepPlan, sequences: Mapping[int, Sequence]) -> GpuStep:
+    def submit(
+        self, plan: StepPlan, sequences: Mapping[int, Sequence], masks: StepMasks | None = None
+    ) -> GpuStep:
         """See `StepRunner.submit`."""
         self._reserve_slots(int(plan.entry_sequence.max()) + 1)
         num_rows = plan.num_rows if self._graphs is None else self._graphs.padded(plan.num_rows)
-        inputs = self._inputs.build(plan, sequences, self._last_tokens, num_rows)
+        masked_rows = NO_ROWS if masks is None else masks.rows
+        inputs = self._inputs.build(plan, sequences, self._last_tokens, num_rows, masked_rows)
         spans = self._inputs.spans(plan)
         for work in self._works.values():
             work.load(spans)
         hidden = self._compute_hidden(inputs)
         slots = plan.entry_sequence[plan.entry_samples]
-        tokens, logprobs = self._sample(hidden, inputs) if len(slots) else (None, None)
-        return self._fetch(plan.step, slots, tokens, logprobs)
+        tokens, logprobs = self._sample(hidden, inputs, masks) if len(slots) else (None, None)
+        reads = None if plan.reads is None else read_hidden(self._decoder, hidden, plan.reads)
+        return self._fetch(plan.step, slots, tokens, logprobs, reads)
 
     def run(self, plan: StepPlan, sequences: Mapping[int, Sequence]) -> StepResult:
         """Submit a step and wait for it."""
@@ -152,10 +160,14 @@ class GpuRunner:
         )
         return out
 
-    def _sample(self, hidden: Tensor, inputs: GpuInputs) -> tuple[Tensor, LogprobTensors | None]:
+    def _sample(
+        self, hidden: Tensor, inputs: GpuInputs, masks: StepMasks | None
+    ) -> tuple[Tensor, LogprobTensors | None]:
         """The new tokens, [num_sampled] int64, which stay on the device for the next step too."""
         logits = self._decoder.logits(hidden.index_select(0, inputs.sampled_rows))
-        tokens = sample(logits, inputs.sampling)
+        # The device computes the logits meanwhile.
+        waited = None if masks is None else masks.wait().to(logits.device, non_blocking=True)
+        tokens = sample(logits, inputs.sampling, waited)
         self._last_tokens.index_copy_(0, inputs.sampled_slots, tokens)
         if inputs.logprobs is None:
             return tokens, None
@@ -167,15 +179,17 @@ class GpuRunner:
         slots: NDArray[np.int32],
         tokens: Tensor | None,
         logprobs: LogprobTensors | None,
+        reads: ReadTensors | None,
     ) -> GpuStep:
         """Begin to copy the results to the host."""
         on_host = torch.empty(0, dtype=torch.int64)
         if tokens is not None:
             on_host = tokens.to("cpu", non_blocking=True)
         fetched = None if logprobs is None else logprobs.to_host()
+        read = None if reads is None else reads.to_host()
         arrived = Mark(self._decoder.device)
         arrived.record()
-        return GpuStep(step, slots, on_host, fetched, arrived)
+        return GpuStep(step, slots, on_host, fetched, read, arrived)
 
     @property
     def _current_generation(self) -> int:

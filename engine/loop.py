@@ -1,10 +1,11 @@
 """Claim batches from the store, answer them, commit the outcomes; until told to stop.
 
-Three threads, so that the device never waits for the database or the tokenizer:
+Four threads, so that the device never waits for the database or the tokenizer:
 
     feeder    claims a batch, reads its unfinished lines, admits them    -> `_admitted`
     main      adds what was admitted, steps the engine                   -> `_outcomes`
     keeper    commits outcomes in groups, heartbeats, finishes batches
+    desk      requests that clients wait for: see `live`
 
 Only the main thread touches the engine. What is lost when the process dies is what was not
 committed; the store hands exactly that to whoever claims the batch next.
@@ -22,14 +23,15 @@ from dataclasses import dataclass
 
 from opentelemetry.trace import use_span
 
-from trunkline.engine.admission import Admission, Line, Refusal, Request
-from trunkline.engine.core import Engine
+from trunkline.engine.answering import AnswerEngine, LineAdmission, Summariser
 from trunkline.engine.figures import LiveFigures
 from trunkline.engine.held_batch import HeldBatch
+from trunkline.engine.live import LiveDesk
 from trunkline.engine.outcome import answered, refused
-from trunkline.engine.plan_summary import PlanSummariser
+from trunkline.engine.request import Line, Refusal, Request
 from trunkline.store.blobs import BlobsUnavailable
 from trunkline.store.errors import LeaseLost
+from trunkline.store.live import LiveWork
 from trunkline.store.records import Claim, EngineRecord, Outcome, RequestRow
 from trunkline.store.work import Work
 
@@ -71,9 +73,10 @@ class Loop:
     def __init__(
         self,
         work: Work,
-        engine: Engine,
-        admission: Admission,
-        summariser: PlanSummariser,
+        live_work: LiveWork,
+        engine: AnswerEngine,
+        admission: LineAdmission,
+        summariser: Summariser,
         record: EngineRecord,
         config: LoopConfig,
     ) -> None:
@@ -83,7 +86,7 @@ class Loop:
         self._summariser = summariser
         self._record = record
         self._config = config
-        self._figures = LiveFigures(engine.scheduler, time.monotonic())
+        self._figures = LiveFigures(engine.counts, time.monotonic())
         self._stopping = threading.Event()
         self._stepped_out = threading.Event()  # the main thread has stopped stepping
         self._wake = threading.Event()  # there is something for the main thread to do
@@ -94,6 +97,9 @@ class Loop:
         self._admitted: queue.Queue[Admitted] = queue.Queue()
         # None says that no more outcomes of the batch will come.
         self._outcomes: queue.Queue[tuple[HeldBatch, Outcome | None]] = queue.Queue()
+        self._desk = LiveDesk(
+            live_work, engine, admission, record.name, record.model, self._wake.set
+        )
 
     def stop(self) -> None:
         """Finish the current step, commit what is done, give the claims back. From any thread."""
@@ -109,7 +115,11 @@ class Loop:
         self._work.register(self._record)
         threads = [
             threading.Thread(target=self._guarded, args=(body,), name=name, daemon=True)
-            for name, body in (("feeder", self._feed), ("keeper", self._keep))
+            for name, body in (
+                ("feeder", self._feed),
+                ("keeper", self._keep),
+                ("desk", self._serve_desk),
+            )
         ]
         for thread in threads:
             thread.start()
@@ -144,6 +154,7 @@ class Loop:
         while not self._stopping.is_set():
             self._add_admitted()
             self._drop_unwanted()
+            self._desk.add_new()
             if not self._engine.has_work:
                 self._wake.wait(timeout=self._config.poll_seconds)
                 self._wake.clear()
@@ -151,7 +162,11 @@ class Loop:
             started = time.monotonic()
             finished = self._engine.step()
             self._figures.stepped(time.monotonic() - started)
+            self._desk.read_streams()
             for request in finished:
+                if request.line.is_live:
+                    self._figures.answered(self._desk.finish(request))
+                    continue
                 outcome = answered(request, self._engine.tokenizer, int(time.time()))
                 self._figures.answered(outcome)
                 with self._lock:
@@ -186,6 +201,9 @@ class Loop:
         self._engine.drop(lambda request: request.line.batch_id in ids)
         for batch in unwanted:
             self._outcomes.put((batch, None))
+
+    def _serve_desk(self) -> None:
+        self._desk.serve(self._stopping, self._stepped_out)
 
     # The feeder thread.
 

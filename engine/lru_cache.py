@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trunkline.engine.block_pool import PagePool, Pages
+from trunkline.engine.sequence import Sequence
 
 ROOT = 0
 
@@ -55,6 +56,14 @@ class LruCache:
             found.append(page)
             serial = self._entry_of[page].serial
         return np.array(found, np.int32)
+
+    def match_prompt(self, sequence: Sequence) -> Pages:
+        """The cached pages that `sequence` can use.
+
+        None when something is read of its prompt's rows, which all have to be computed then; the
+        last token of any prompt has to be.
+        """
+        return self.match(sequence.prompt[: 0 if sequence.reading is not None else -1])
 
     def num_idle(self, pages: Pages) -> int:
         """How many of `pages` nobody but the cache holds."""

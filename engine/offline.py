@@ -28,13 +28,18 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from trunkline.engine.admission import Admission, Limits, Line, Refusal, Request
+from trunkline.engine.admission import Admission, Limits
 from trunkline.engine.assemble import Assembly, assemble
 from trunkline.engine.config import EngineConfig
 from trunkline.engine.default_model import resolve_model
+from trunkline.engine.encoder.config import is_encoder
+from trunkline.engine.grammar import Grammars
 from trunkline.engine.model.config import load_config
 from trunkline.engine.outcome import answered, refused
+from trunkline.engine.pooling import read_pooling
 from trunkline.engine.prefix_tree import PrefixTree, Prompts
+from trunkline.engine.prompt_reading import Pooling
+from trunkline.engine.request import Line, Refusal, Request
 from trunkline.engine.savings import Savings, estimate_savings
 from trunkline.engine.simulation.workloads import WorkItem
 from trunkline.engine.tokenizer import Tokenizer
@@ -226,11 +231,11 @@ def _answer(
     failures.flush()
     stats.seconds = time.perf_counter() - first_step
     stats.interrupted = interrupted.is_set()
-    scheduler = engine.scheduler
-    stats.computed_prompt_tokens = scheduler.num_computed_prompt_tokens
-    stats.preemptions = scheduler.num_preemptions
-    stats.peak_kv_tokens = scheduler.peak_kv_pages * scheduler.config.page_size
-    stats.steps = scheduler.num_steps
+    counts = engine.counts()
+    stats.computed_prompt_tokens = counts.num_computed_prompt_tokens
+    stats.preemptions = counts.num_preemptions
+    stats.peak_kv_tokens = counts.peak_kv_tokens
+    stats.steps = counts.num_steps
 
 
 @dataclass(frozen=True)
@@ -250,8 +255,18 @@ def plan_file(config: EngineConfig, source: Path) -> FilePlan:
     """
     lines = _read_lines(source)
     folder = resolve_model(config.model, config.cache_dir.expanduser())
-    max_model_tokens = load_config(folder).max_context_tokens
-    admission = Admission(Tokenizer(folder), Limits(max_model_tokens, max_model_tokens))
+    if is_encoder(folder):
+        raise OfflineError(
+            f"{config.model} reads each text by itself: there are no prefixes to share and to plan"
+        )
+    model, tokenizer = load_config(folder), Tokenizer(folder)
+    admission = Admission(
+        tokenizer,
+        Limits(model.max_context_tokens, model.max_context_tokens),
+        Grammars(tokenizer, model.vocab_size),
+        read_pooling(folder, Pooling.LAST),
+        model.hidden_size,
+    )
     started = time.perf_counter()
     admitted = [item for item in admission.admit(lines) if isinstance(item, Request)]
     tokenize_seconds = time.perf_counter() - started

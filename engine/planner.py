@@ -77,7 +77,10 @@ def make_plan(
     """
     needs_tree = config.sharing is Sharing.PLANNED or config.order is not Order.ARRIVAL
     if needs_tree:
-        prompts = Prompts.from_lists([sequence.prompt for sequence in sequences])
+        groups = [sequence.sharing_group for sequence in sequences]
+        prompts = Prompts.from_lists(
+            [sequence.prompt for sequence in sequences], groups if any(groups) else None
+        )
         tree = build_prefix_tree(prompts, config.page_size)
     else:
         tree = _empty_tree(sequences, config.page_size)

@@ -30,15 +30,21 @@ class Prompts:
 
     tokens: NDArray[np.int32]  # [total_tokens]
     offsets: IntArray  # [num_prompts + 1]
+    # [num_prompts] a prompt shares prefixes with prompts of its own group only; None: one group.
+    groups: IntArray | None = None
 
     @classmethod
-    def from_lists(cls, prompts: Sequence[Sequence[int] | NDArray[np.int32]]) -> Prompts:
+    def from_lists(
+        cls,
+        prompts: Sequence[Sequence[int] | NDArray[np.int32]],
+        groups: Sequence[int] | None = None,
+    ) -> Prompts:
         offsets = np.zeros(len(prompts) + 1, dtype=np.int64)
         np.cumsum([len(prompt) for prompt in prompts], out=offsets[1:])
         tokens = np.empty(int(offsets[-1]), dtype=np.int32)
         for index, prompt in enumerate(prompts):
             tokens[offsets[index] : offsets[index + 1]] = prompt
-        return cls(tokens, offsets)
+        return cls(tokens, offsets, None if groups is None else np.array(groups, np.int64))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -139,6 +145,9 @@ def _sorted_with_lcp(prompts: Prompts) -> tuple[IntArray, IntArray]:
         order[i] and order[i + 1].
     """
     keys = [prompts[i].astype(">i4").tobytes() for i in range(len(prompts))]
+    if prompts.groups is not None:
+        prefixes = prompts.groups.astype(">u8")
+        keys = [prefixes[i].tobytes() + key for i, key in enumerate(keys)]
     ranked = sorted(range(len(keys)), key=keys.__getitem__)
     del keys
     lcp = np.zeros(max(len(ranked) - 1, 0), dtype=np.int64)
@@ -148,7 +157,10 @@ def _sorted_with_lcp(prompts: Prompts) -> tuple[IntArray, IntArray]:
         different = a[:shorter] != b[:shorter]
         at = int(different.argmax()) if shorter else 0
         lcp[i] = at if shorter and different[at] else shorter
-    return np.array(ranked, dtype=np.int64), lcp
+    order = np.array(ranked, dtype=np.int64)
+    if prompts.groups is not None:
+        lcp[np.diff(prompts.groups[order]) != 0] = 0
+    return order, lcp
 
 
 def _tree_from_lcp(order: IntArray, lcp: IntArray, lengths: IntArray, page_size: int) -> PrefixTree:

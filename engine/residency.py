@@ -121,10 +121,15 @@ class SharedNodes:
             self.num_running[node] -= 1
             if self.leader[node] == slot:
                 self.leader[node] = NO_LEADER
-            if finished:
-                self.num_unfinished[node] -= 1
-                if self.num_unfinished[node] == 0:
-                    self._free(node)
+        if finished:
+            self.retire(chain)
+
+    def retire(self, chain: list[int]) -> None:
+        """A sequence below `chain` that does not run needs its nodes no more."""
+        for node in chain:
+            self.num_unfinished[node] -= 1
+            if self.num_unfinished[node] == 0:
+                self._free(node)
 
     def idle(self) -> list[int]:
         """Resident nodes without a running descendant, and so without a resident child's one."""

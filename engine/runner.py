@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from trunkline.engine.batch_inputs import build_inputs
+from trunkline.engine.hidden_reading import read_hidden
 from trunkline.engine.kv_cache import KVCache
 from trunkline.engine.logprobs import WantedLogprobs, find_logprobs
 from trunkline.engine.model.decoder import Decoder
-from trunkline.engine.sampler import sample
+from trunkline.engine.sampler import NO_ROWS, sample
 from trunkline.engine.sequence import Sequence
 from trunkline.engine.step_plan import StepPlan, StepResult, TokenLogprobs
+from trunkline.engine.token_masks import StepMasks
 
 # glibc's mallopt parameters.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -35,30 +37,47 @@ class Runner:
         # [num_slots] the token that each slot sampled last.
         self._last_tokens = torch.zeros(64, dtype=torch.int64, device=decoder.device)
 
-    def submit(self, plan: StepPlan, sequences: Mapping[int, Sequence]) -> DoneStep:
+    def submit(
+        self, plan: StepPlan, sequences: Mapping[int, Sequence], masks: StepMasks | None = None
+    ) -> DoneStep:
         """See `StepRunner.submit`."""
-        return DoneStep(self.run(plan, sequences))
+        return DoneStep(self.run(plan, sequences, masks))
 
     @torch.inference_mode()
-    def run(self, plan: StepPlan, sequences: Mapping[int, Sequence]) -> StepResult:
+    def run(
+        self, plan: StepPlan, sequences: Mapping[int, Sequence], masks: StepMasks | None = None
+    ) -> StepResult:
         """Compute every row of `plan` and sample where it says so.
 
         Args:
             plan: the step. K and V of all positions before its entries are in the cache.
             sequences: by slot; their outputs are read, not changed.
+            masks: of the sampled rows that follow a grammar.
         """
         self._reserve_slots(int(plan.entry_sequence.max()) + 1)
         inputs = build_inputs(
-            plan, sequences, self._decoder.config, self._cache.page_size, self._last_tokens
+            plan,
+            sequences,
+            self._decoder.config,
+            self._cache.page_size,
+            self._last_tokens,
+            NO_ROWS if masks is None else masks.rows,
         )
-        logits = self._decoder.forward(inputs.decoder, self._cache)
-        tokens = sample(logits, inputs.sampling)
+        hidden = self._decoder.hidden(inputs.decoder, self._cache)
+        reads = None if plan.reads is None else read_hidden(self._decoder, hidden, plan.reads)
+        if inputs.sampled_rows is not None:
+            hidden = hidden.index_select(0, inputs.sampled_rows)
+        logits = self._decoder.logits(hidden)
+        tokens = sample(
+            logits, inputs.sampling, None if masks is None else masks.wait().to(logits.device)
+        )
         self._remember(inputs.sample_slots.tolist(), tokens)
         return StepResult(
             step=plan.step,
             sequence=inputs.sample_slots,
             token_ids=tokens.to("cpu", torch.int32).numpy(),
             logprobs=self._logprobs(logits, tokens, inputs.sampling.num_top_logprobs),
+            reads=None if reads is None else reads.to_host().result(),
         )
 
     def _logprobs(

@@ -27,6 +27,7 @@ is known of it are its own tokens and one for each step in flight that samples i
 from __future__ import annotations
 
 import bisect
+import dataclasses
 import math
 from collections.abc import Callable, Iterable
 
@@ -39,6 +40,7 @@ from trunkline.engine.fitting import num_that_fit_later, num_that_fit_now, take_
 from trunkline.engine.in_flight import StepsInFlight
 from trunkline.engine.lru_cache import LruCache
 from trunkline.engine.planner import Plan, Sharing, make_plan
+from trunkline.engine.reading_plan import ReadingsInFlight
 from trunkline.engine.residency import NO_LEADER, SharedNodes
 from trunkline.engine.scheduler_config import Policy, SchedulerConfig
 from trunkline.engine.sequence import FinishReason, Sequence
@@ -73,6 +75,7 @@ class Scheduler:
         empty = self._make_plan([])
         self._agenda = Agenda(empty, SharedNodes(empty.tree, self._pool))
         self._in_flight = StepsInFlight(self._table)
+        self._readings = ReadingsInFlight()
         self._num_steps = 0
         self.num_preemptions = 0
         self.peak_kv_pages = 0
@@ -120,14 +123,21 @@ class Scheduler:
             ValueError: a sequence can never fit the cache. Nothing is added then.
         """
         new = list(sequences)
-        capacity = self.config.capacity_tokens
-        for sequence in new:
-            if sequence.max_num_tokens > capacity:
-                raise ValueError(
-                    f"a sequence may grow to {sequence.max_num_tokens} tokens; "
-                    f"the KV cache holds {capacity}"
-                )
+        self._check_capacity(new)
         self._adopt(self._make_plan(self.unfinished() + new))
+
+    def add_ahead(self, sequences: Iterable[Sequence]) -> None:
+        """Let `sequences` go before all that waits, without a new plan: they share nothing.
+
+        Steps may be in flight.
+
+        Raises:
+            ValueError: see `add`.
+        """
+        new = list(sequences)
+        self._check_capacity(new)
+        for sequence in new:
+            self._agenda.put_ahead(sequence)
 
     def drop(self, should_drop: Callable[[Sequence], bool]) -> None:
         """Forget every sequence for which `should_drop` is true; their pages go back.
@@ -139,6 +149,13 @@ class Scheduler:
                 self._leave(slot, finished=True)
         kept = [sequence for sequence in self.unfinished() if not should_drop(sequence)]
         self._adopt(self._make_plan(kept))
+
+    def withdraw(self, should_withdraw: Callable[[Sequence], bool]) -> None:
+        """Like `drop`, without a new plan; steps may be in flight."""
+        for slot in list(self._running):
+            if should_withdraw(self._table.sequences[slot]):
+                self._leave(slot, finished=True)
+        self._agenda.remove(should_withdraw)
 
     def schedule(self) -> StepPlan | None:
         """Plan the next step; None when there is nothing to do, or nothing before a `commit`."""
@@ -161,6 +178,7 @@ class Scheduler:
 
         Tokens of sequences that have ended since the step was planned are dropped.
         """
+        self._readings.deliver(result.reads)
         is_received = self._in_flight.pop(result).tolist()
         self.num_output_tokens += is_received.count(True)
         finished = []
@@ -220,6 +238,15 @@ class Scheduler:
                 assert (table.table[slot, first:last] == self._agenda.nodes.pages[node]).all()
         ranks = [int(table.rank[slot]) for slot in self._running] + self._agenda.waiting
         assert len(set(ranks)) == len(ranks)
+
+    def _check_capacity(self, sequences: list[Sequence]) -> None:
+        capacity = self.config.capacity_tokens
+        for sequence in sequences:
+            if sequence.max_num_tokens > capacity:
+                raise ValueError(
+                    f"a sequence may grow to {sequence.max_num_tokens} tokens; "
+                    f"the KV cache holds {capacity}"
+                )
 
     def _make_plan(self, sequences: list[Sequence]) -> Plan:
         return make_plan(tuple(sequences), self.config.planner, self._expected_output)
@@ -377,13 +404,14 @@ class Scheduler:
         for pages in self._agenda.nodes.acquire(chain):
             table.append_pages(slot, pages)
         if self._lru is not None:
-            hits = self._lru.match(sequence.prompt[:-1])
+            hits = self._lru.match_prompt(sequence)
             self._lru.acquire(hits)
             table.append_pages(slot, hits)
         num_pages = -(-known // size) - int(table.table_len[slot])
         num_cached = 0 if self._lru is None else int(table.table_len[slot]) * size
         table.append_pages(slot, self._allocate(num_pages))
-        table.needs_tokens[slot] = sequence.sampling.has_penalties
+        table.needs_tokens[slot] = sequence.sampling.needs_tokens
+        table.reads[slot] = sequence.reading is not None
         table.prompt_len[slot] = len(sequence.prompt)
         table.known[slot] = known
         table.computed[slot] = num_cached
@@ -414,7 +442,7 @@ class Scheduler:
         sequence = table.sequences[slot]
         if sequence.num_cached_tokens is None:
             sequence.num_cached_tokens = position
-        if self._lru is not None:
+        if self._lru is not None and sequence.reading is None:
             computed = sequence.prompt[: position + taken]
             self._lru.insert(computed, table.own_pages(slot, self.config.page_size))
         chunks[slot] = taken
@@ -436,6 +464,9 @@ class Scheduler:
         slots = slots[np.argsort(table.leaf[slots], kind="stable")]
         taken = lengths[slots]
         plan = build_step_plan(self._num_steps, table, slots, taken, self.config.page_size)
+        reads = self._readings.plan(self._agenda, self._chains, table, plan)
+        if reads is not None:
+            plan = dataclasses.replace(plan, reads=reads)
         prompt_left = table.prompt_len[slots] - table.computed[slots]
         self.num_computed_prompt_tokens += int(np.clip(prompt_left, 0, taken).sum())
         table.computed[slots] += taken

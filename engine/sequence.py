@@ -8,6 +8,7 @@ from enum import Enum
 import numpy as np
 from numpy.typing import NDArray
 
+from trunkline.engine.prompt_reading import PromptReading, PromptRecord
 from trunkline.engine.step_plan import TokenLogprobs
 
 
@@ -38,10 +39,18 @@ class SamplingParams:
     stop_token_ids: frozenset[int] = frozenset()  # the model's end-of-sequence tokens among them
     stop_strings: tuple[str, ...] = ()
     num_top_logprobs: int | None = None  # None: no log-probabilities; 0: the sampled token's only
+    grammar: str | None = None  # of llguidance; the output follows it
+    # The output follows the grammar after the first of these tokens; None: from its beginning.
+    grammar_after_token: int | None = None
 
     @property
     def is_greedy(self) -> bool:
         return self.temperature == 0.0
+
+    @property
+    def needs_tokens(self) -> bool:
+        """Whether the next token can be sampled only when all those before are on the host."""
+        return self.has_penalties or self.grammar is not None
 
     @property
     def has_penalties(self) -> bool:
@@ -69,6 +78,15 @@ class Sequence:
     # Prompt tokens whose KV another sequence had paid for; None until the first step it is in.
     num_cached_tokens: int | None = None
     num_preemptions: int = 0
+    # What is kept of the model's rows for the prompt; None: nothing but the next token.
+    reading: PromptReading | None = None
+    record: PromptRecord | None = None  # what has been kept; there from the first row on
+    # Only what is kept of the prompt's rows is wanted; the token that is sampled is thrown away.
+    is_read_only: bool = False
+    # The sequence shares prefixes with others of the same group only.
+    sharing_group: int = 0
+    # Why the sequence could not be continued, though it is finished; its output is not an answer.
+    failure: str | None = None
 
     @property
     def num_tokens(self) -> int:

@@ -12,6 +12,7 @@ from trunkline.engine.assemble import assemble
 from trunkline.engine.config import EngineConfig
 from trunkline.engine.loop import Loop, LoopConfig
 from trunkline.store.database import Database
+from trunkline.store.live import LiveWork
 from trunkline.store.location import StoreLocation
 from trunkline.store.migrate import upgrade
 from trunkline.store.open_blobs import open_blobs
@@ -37,7 +38,7 @@ def serve(config: EngineConfig, location: StoreLocation, parent_pid: int | None)
         assembly.load_seconds,
         assembly.dtype,
         assembly.device,
-        assembly.engine.scheduler.config.capacity_tokens,
+        assembly.kv_cache_tokens,
     )
     location.data_dir.mkdir(parents=True, exist_ok=True)
     upgrade(location.url)
@@ -55,6 +56,7 @@ def serve(config: EngineConfig, location: StoreLocation, parent_pid: int | None)
     )
     loop = Loop(
         Work(database, open_blobs(location)),
+        LiveWork(database),
         assembly.engine,
         assembly.admission,
         assembly.summariser,

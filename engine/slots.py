@@ -45,6 +45,7 @@ class SlotTable:
         self.last_token = np.zeros(num_slots, np.int32)  # [slots] token id or PENDING_TOKEN
         # [slots] sampling the next token takes all known ones on the host.
         self.needs_tokens = np.zeros(num_slots, np.bool_)
+        self.reads = np.zeros(num_slots, np.bool_)  # [slots] something is read of the prompt's rows
         self.tenancy = np.full(num_slots, NO_TENANCY, np.int64)  # [slots] number, never used again
         self._num_tenancies = 0
         self.table_len = np.zeros(num_slots, np.int64)  # [slots] pages
@@ -135,6 +136,7 @@ class SlotTable:
         self.leaf = _grown(self.leaf, (num_slots,), 0)
         self.last_token = _grown(self.last_token, (num_slots,), 0)
         self.needs_tokens = _grown(self.needs_tokens, (num_slots,), 0)
+        self.reads = _grown(self.reads, (num_slots,), 0)
         self.tenancy = _grown(self.tenancy, (num_slots,), NO_TENANCY)
         self.table_len = _grown(self.table_len, (num_slots,), 0)
         self.table = _grown(self.table, (num_slots, self.table.shape[1]), NO_PAGE)

@@ -52,6 +52,31 @@ class AttentionSpans:
 
 
 @dataclass(frozen=True)
+class RowReads:
+    """What is read of rows of prompts, beside sampling: see `prompt_reading`.
+
+    A read asks for the log-probability of one token after a row; a row may have several. A pool is
+    a range of rows whose hidden states are summed.
+    """
+
+    row: NDArray[np.int64]  # [num_reads] row of the step
+    target: NDArray[np.int64]  # [num_reads] token id
+    num_top: int  # most likely tokens that the reads ask for at most
+    pool_start: NDArray[np.int64]  # [num_pools] row
+    pool_end: NDArray[np.int64]  # [num_pools] row, exclusive
+
+
+@dataclass(frozen=True)
+class ReadResult:
+    """What a step's reads and pools came to."""
+
+    logprobs: NDArray[np.float32]  # [num_reads]
+    top_ids: NDArray[np.int32]  # [num_reads, num_top] most likely first
+    top_logprobs: NDArray[np.float32]  # [num_reads, num_top]
+    pooled: NDArray[np.float32]  # [num_pools, hidden]
+
+
+@dataclass(frozen=True)
 class StepPlan:
     """All that one step computes. Arrays are never written to after construction."""
 
@@ -66,6 +91,7 @@ class StepPlan:
     page_tables: Int32Array  # [num_entries, max_pages] page of each page_size tokens, -1 unused
     write_slots: NDArray[np.int64]  # [num_rows] page * page_size + offset: where K and V go
     spans: AttentionSpans
+    reads: RowReads | None = None
 
     @property
     def num_entries(self) -> int:
@@ -94,3 +120,4 @@ class StepResult:
     sequence: Int32Array  # [num_sampled] slot, in the order of the plan's sampling entries
     token_ids: Int32Array  # [num_sampled]
     logprobs: tuple[TokenLogprobs | None, ...]  # [num_sampled] None where none were asked for
+    reads: ReadResult | None = None  # of a plan that has reads

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 START_SECONDS = 240.0  # the first start fetches and converts the default model
+INSTALL_SECONDS = 480
 
 
 class Installation:
@@ -117,6 +119,47 @@ def installation(tmp_path: Path) -> Iterator[Installation]:
     yield made
     if made.process is not None:
         made.kill()
+
+
+def missing(reason: str) -> None:
+    """A tool that a desk may lack, and continuous integration may not."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+def _python_with(name: str, requirements: Sequence[str]) -> Path:
+    """The interpreter of an environment that has `requirements`, kept from run to run."""
+    cache = Path(os.environ.get("TRUNKLINE_CACHE_DIR", "~/.cache/trunkline")).expanduser()
+    folder = cache / "clients" / name
+    python = folder / "bin" / "python"
+    wanted = "\n".join(requirements)
+    made_of = folder / "made-of.txt"  # written last: an environment without it is not complete
+    if made_of.exists() and made_of.read_text() == wanted:
+        return python
+    shutil.rmtree(folder, ignore_errors=True)
+    commands: tuple[list[str | Path], ...] = (
+        [sys.executable, "-m", "venv", folder],
+        [python, "-m", "pip", "install", "--quiet", *requirements],
+    )
+    for command in commands:
+        try:
+            subprocess.run(
+                command, check=True, capture_output=True, text=True, timeout=INSTALL_SECONDS
+            )
+        except subprocess.TimeoutExpired:
+            missing(f"{name} was not installed within {INSTALL_SECONDS} s")
+        except subprocess.CalledProcessError as error:
+            last = error.stderr.strip().splitlines()[-1:] or [f"status {error.returncode}"]
+            missing(f"{name} cannot be installed: {last[0]}")
+    made_of.write_text(wanted)
+    return python
+
+
+@pytest.fixture
+def python_with() -> Callable[[str, Sequence[str]], Path]:
+    """Makes environments for programs of others: a name, and what is installed into it."""
+    return _python_with
 
 
 CHAT_TEMPLATE = """\

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 MODEL = "tiny"
-INSTALL_SECONDS = 480
 RUN_SECONDS = 180
 
 RunClient = Callable[..., dict[str, Any]]
@@ -91,43 +88,10 @@ print(json.dumps({
 """
 
 
-def missing(reason: str) -> None:
-    """A tool that a desk may lack, and continuous integration may not."""
-    if os.environ.get("CI") == "true":
-        pytest.fail(reason)
-    pytest.skip(reason)
-
-
-def python_with(name: str, requirements: Sequence[str]) -> Path:
-    """The interpreter of an environment that has `requirements`, kept from run to run."""
-    cache = Path(os.environ.get("TRUNKLINE_CACHE_DIR", "~/.cache/trunkline")).expanduser()
-    folder = cache / "clients" / name
-    python = folder / "bin" / "python"
-    wanted = "\n".join(requirements)
-    made_of = folder / "made-of.txt"  # written last: an environment without it is not complete
-    if made_of.exists() and made_of.read_text() == wanted:
-        return python
-    shutil.rmtree(folder, ignore_errors=True)
-    commands: tuple[list[str | Path], ...] = (
-        [sys.executable, "-m", "venv", folder],
-        [python, "-m", "pip", "install", "--quiet", *requirements],
-    )
-    for command in commands:
-        try:
-            subprocess.run(
-                command, check=True, capture_output=True, text=True, timeout=INSTALL_SECONDS
-            )
-        except subprocess.TimeoutExpired:
-            missing(f"{name} was not installed within {INSTALL_SECONDS} s")
-        except subprocess.CalledProcessError as error:
-            last = error.stderr.strip().splitlines()[-1:] or [f"status {error.returncode}"]
-            missing(f"{name} cannot be installed: {last[0]}")
-    made_of.write_text(wanted)
-    return python
-
-
 @pytest.fixture
-def run_client(installation: Any, tiny_model: Path, tmp_path: Path) -> RunClient:
+def run_client(
+    installation: Any, python_with: Callable[..., Path], tiny_model: Path, tmp_path: Path
+) -> RunClient:
     """Runs a program with a client on an installation that has an engine; what it prints."""
 
     def run(name: str, program: str, *requirements: str) -> dict[str, Any]:

@@ -13,16 +13,18 @@ import dataclasses
 import itertools
 import random
 from collections import deque
+from typing import Any
 
 import numpy as np
 import pytest
 
 from trunkline.engine.ordering import Order
 from trunkline.engine.planner import Grouping, Sharing
+from trunkline.engine.prompt_reading import Pooling, PromptReading
 from trunkline.engine.scheduler import Scheduler
 from trunkline.engine.scheduler_config import Policy, SchedulerConfig
 from trunkline.engine.sequence import FinishReason, SamplingParams, Sequence
-from trunkline.engine.step_plan import PENDING_TOKEN, StepPlan, StepResult
+from trunkline.engine.step_plan import PENDING_TOKEN, ReadResult, RowReads, StepPlan, StepResult
 
 STOP_TOKEN = 7
 
@@ -38,6 +40,51 @@ def fingerprints(tokens: list[int]) -> list[int]:
 
 def next_token(fingerprint: int, stop_every: int) -> int:
     return STOP_TOKEN if stop_every and fingerprint % stop_every == 0 else fingerprint // 7 % 2
+
+
+def logprob(fingerprint: int, token: int) -> float:
+    """What the device says of `token` after a prefix."""
+    return float((fingerprint + 31 * token) % 100_003)
+
+
+def summand(fingerprint: int) -> float:
+    """What the last token of a prefix adds to an embedding."""
+    return float(fingerprint % 1009)
+
+
+READINGS = (
+    None,
+    PromptReading(num_top_logprobs=0),
+    PromptReading(num_top_logprobs=2),
+    PromptReading(pooling=Pooling.MEAN),
+    PromptReading(pooling=Pooling.LAST),
+    PromptReading(pooling=Pooling.FIRST),
+)
+
+
+def check_reading(sequence: Sequence) -> None:
+    """All that was to be read of the prompt has been, once."""
+    reading, record = sequence.reading, sequence.record
+    if reading is None:
+        assert record is None
+        return
+    assert record is not None
+    states = fingerprints(sequence.prompt.tolist())
+    if reading.num_top_logprobs is not None:
+        wanted = [logprob(s, t) for s, t in zip(states, sequence.prompt[1:].tolist(), strict=False)]
+        assert np.isnan(record.logprobs[0])
+        assert record.logprobs[1:].tolist() == wanted
+        for i in range(reading.num_top_logprobs):
+            assert record.top_ids[1:, i].tolist() == [i] * len(wanted)
+            assert record.top_logprobs[1:, i].tolist() == [logprob(s, i) for s in states[:-1]]
+    if reading.pooling is not None:
+        rows = {
+            Pooling.MEAN: states,
+            Pooling.LAST: states[-1:],
+            Pooling.FIRST: states[:1],
+        }[reading.pooling]
+        assert record.num_pooled == len(rows)
+        assert record.embedding.tolist() == [np.float32(sum(map(summand, rows))) / len(rows)]
 
 
 def expected_output(prompt: list[int], max_tokens: int, stop_every: int) -> list[int]:
@@ -106,6 +153,12 @@ class FingerprintDevice:
         wanted = np.arange(seen.shape[1]) <= plan.positions[:, None]
         assert (seen == wanted).all(), "a row misses a key or sees it twice"
 
+        rows = np.concatenate(
+            [
+                states[e][int(plan.entry_start[e]) :][: int(plan.entry_length[e])]
+                for e in range(plan.num_entries)
+            ]
+        ).tolist()
         sampling = np.flatnonzero(plan.entry_samples)
         tokens = [next_token(states[e][-1], self.stop_every) for e in sampling]
         for e, token in zip(sampling, tokens, strict=True):
@@ -116,12 +169,48 @@ class FingerprintDevice:
             sequence=plan.entry_sequence[sampling],
             token_ids=np.array(tokens, np.int32),
             logprobs=(None,) * len(tokens),
+            reads=None if plan.reads is None else self.read(plan.reads, rows),
+        )
+
+    def read(self, reads: RowReads, rows: list[int]) -> ReadResult:
+        states = [rows[row] for row in reads.row.tolist()]
+        top_ids = np.tile(np.arange(reads.num_top, dtype=np.int32), (len(states), 1))
+        pools = zip(reads.pool_start.tolist(), reads.pool_end.tolist(), strict=True)
+        return ReadResult(
+            logprobs=np.array(
+                [logprob(s, t) for s, t in zip(states, reads.target.tolist(), strict=True)],
+                np.float32,
+            ),
+            top_ids=top_ids,
+            top_logprobs=np.array(
+                [[logprob(s, i) for i in range(reads.num_top)] for s in states], np.float32
+            ).reshape(len(states), reads.num_top),
+            pooled=np.array(
+                [[sum(map(summand, rows[first:last]))] for first, last in pools], np.float32
+            ).reshape(-1, 1),
         )
 
 
-def make_sequence(prompt: list[int], max_tokens: int, request_id: int = 0) -> Sequence:
+def make_sequence(
+    prompt: list[int],
+    max_tokens: int,
+    request_id: int = 0,
+    reading: PromptReading | None = None,
+    sharing_group: int = 0,
+) -> Sequence:
     sampling = SamplingParams(max_tokens=max_tokens, stop_token_ids=frozenset([STOP_TOKEN]))
-    return Sequence(request_id, 0, np.array(prompt, np.int32), sampling)
+    return Sequence(
+        *(request_id, 0, np.array(prompt, np.int32), sampling),
+        reading=reading,
+        sharing_group=sharing_group,
+    )
+
+
+def random_readings(rng: random.Random, count: int, group: int) -> list[tuple[Any, int]]:
+    """A reading for each of `count` sequences, and the sharing group of those that read alike."""
+    kinds = rng.sample(READINGS, k=rng.randint(1, 3)) if rng.random() < 0.5 else [None]
+    readings = [rng.choice(kinds) for _ in range(count)]
+    return [(r, 0 if r is None else group * len(READINGS) + READINGS.index(r)) for r in readings]
 
 
 def step(
@@ -159,6 +248,7 @@ def run_to_end(
 
 def check_outputs(finished: list[Sequence], stop_every: int = 0) -> None:
     for sequence in finished:
+        check_reading(sequence)
         wanted = expected_output(sequence.prompt.tolist(), sequence.sampling.max_tokens, stop_every)
         assert sequence.output == wanted
         stopped = wanted[-1] == STOP_TOKEN
@@ -210,8 +300,10 @@ def test_random_workloads_end_with_the_right_tokens(
     short = rng.random() < 0.5
     scheduler = Scheduler(config, (lambda _: 1) if short else (lambda s: s.sampling.max_tokens))
     device = FingerprintDevice(config, stop_every)
+    readings = random_readings(rng, len(prompts), group=1)
     scheduler.add(
-        make_sequence(p, m, i) for i, (p, m) in enumerate(zip(prompts, max_tokens, strict=True))
+        make_sequence(p, m, i, *reading)
+        for i, (p, m, reading) in enumerate(zip(prompts, max_tokens, readings, strict=True))
     )
     finished = run_to_end(scheduler, device, lookahead)
     assert sorted(s.request_id for s in finished) == list(range(len(prompts)))
@@ -254,20 +346,33 @@ def test_sequences_added_and_dropped_while_others_run(
         if action < 0.45:
             done(settle(scheduler, in_flight))
         if action < 0.35:
+            readings = random_readings(rng, rng.randint(1, 6), group=request_id + 1)
             batch = [
-                make_sequence(rng.choice(pool), rng.randint(1, 10), request_id * 100 + i)
-                for i in range(rng.randint(1, 6))
+                make_sequence(rng.choice(pool), rng.randint(1, 10), request_id * 100 + i, *reading)
+                for i, reading in enumerate(readings)
             ]
             alive |= {s.request_id for s in batch}
             scheduler.add(batch)
         elif action < 0.45 and alive:
             victims = set(rng.sample(sorted(alive), k=rng.randint(1, len(alive))))
-            scheduler.drop(lambda s, victims=victims: s.request_id in victims)
+            take_out = rng.choice([scheduler.drop, scheduler.withdraw])
+            take_out(lambda s, victims=victims: s.request_id in victims)
             alive -= victims
+        elif action < 0.47 and alive:
+            victim = rng.choice(sorted(alive))
+            scheduler.withdraw(lambda s, victim=victim: s.request_id == victim)
+            alive.remove(victim)
         elif action < 0.5 and scheduler.sequences:
             ended = scheduler.finish(rng.choice(sorted(scheduler.sequences)))
             assert ended.finish_reason is FinishReason.STOP
             alive.remove(ended.request_id)
+        elif action < 0.6:
+            group = (1000 + request_id) * len(READINGS)
+            ahead = make_sequence(
+                rng.choice(pool), rng.randint(1, 10), request_id * 100, rng.choice(READINGS), group
+            )
+            alive.add(ahead.request_id)
+            scheduler.add_ahead([ahead])
         scheduler.check_invariants()
         for _ in range(rng.randint(0, 6)):
             if not scheduler.has_work:
@@ -277,6 +382,24 @@ def test_sequences_added_and_dropped_while_others_run(
     done(settle(scheduler, in_flight))
     finished += run_to_end(scheduler, device, lookahead)
     check_outputs(finished)
+
+
+def test_what_is_put_ahead_goes_first_and_keeps_its_order() -> None:
+    config = SchedulerConfig(page_size=4, num_pages=40, max_batch_tokens=8)
+    scheduler = Scheduler(config)
+    device = FingerprintDevice(config)
+    scheduler.add(make_sequence([1, 0] * 4, 4, i) for i in range(20))
+    in_flight: deque[StepResult] = deque()
+    step(scheduler, device, in_flight, 0)
+    scheduler.add_ahead(make_sequence([0, 1] * 4, 2, 100 + i) for i in range(3))
+    waiting = [s.request_id for s in scheduler.unfinished()[scheduler.num_running :]]
+    assert waiting[:3] == [100, 101, 102]
+    finished = run_to_end(scheduler, device)
+    check_outputs(finished)
+    ended = [s.request_id for s in finished]
+    assert ended.index(102) < 6
+    with pytest.raises(ValueError, match="the KV cache holds 160"):
+        scheduler.add_ahead([make_sequence([1] * 100, 61)])
 
 
 def tree_workload() -> list[list[int]]:

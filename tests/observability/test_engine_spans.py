@@ -18,14 +18,18 @@ from sqlalchemy import insert, select
 
 from trunkline.engine.admission import Admission, Limits
 from trunkline.engine.core import Engine
+from trunkline.engine.grammar import Grammars
 from trunkline.engine.loop import Loop, LoopConfig
 from trunkline.engine.plan_summary import PlanSummariser
+from trunkline.engine.pooling import PoolingConfig
+from trunkline.engine.prompt_reading import Pooling
 from trunkline.engine.runner import DoneStep
 from trunkline.engine.scheduler_config import SchedulerConfig
 from trunkline.engine.simulation.hardware import HARDWARE, MODEL_SHAPES
 from trunkline.engine.step_plan import StepPlan, StepResult
 from trunkline.store.blobs import DiskBlobs
 from trunkline.store.database import Database
+from trunkline.store.live import LiveWork
 from trunkline.store.projects import DEFAULT_PROJECT_ID
 from trunkline.store.records import EngineRecord
 from trunkline.store.schema import batch_requests, batches, engines, files
@@ -41,6 +45,8 @@ class LetterTokenizer:
 
     eos_token_ids = frozenset([EOS])
     vocab_size = 128
+    chat_template = None
+    vocabulary: Mapping[str, int] = {}
 
     def encode_many(
         self, texts: Sequence[str], *, add_special_tokens: bool
@@ -49,6 +55,9 @@ class LetterTokenizer:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return "".join(map(chr, token_ids))
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return bytes([token_id])
 
 
 class SilentRunner:
@@ -59,7 +68,7 @@ class SilentRunner:
     def __init__(self, seconds_per_step: float) -> None:
         self._seconds = seconds_per_step
 
-    def submit(self, plan: StepPlan, sequences: Mapping[int, Any]) -> DoneStep:
+    def submit(self, plan: StepPlan, sequences: Mapping[int, Any], masks: None = None) -> DoneStep:
         time.sleep(self._seconds)
         slots = plan.entry_sequence[plan.entry_samples]
         tokens = np.full(len(slots), EOS, np.int32)
@@ -113,8 +122,15 @@ class Bench:
         runner: Any = SilentRunner(seconds_per_step)
         loop = Loop(
             Work(self.database, self._blobs),
+            LiveWork(self.database),
             Engine(config, runner, tokenizer),
-            Admission(tokenizer, Limits(200, config.capacity_tokens)),
+            Admission(
+                tokenizer,
+                Limits(200, config.capacity_tokens),
+                Grammars(tokenizer, tokenizer.vocab_size),
+                PoolingConfig(Pooling.LAST, normalizes=True),
+                num_dimensions=4,
+            ),
             PlanSummariser(config, HARDWARE["cpu"], MODEL_SHAPES["smollm2-135m"]),
             EngineRecord("engine", MODEL, "cpu", "float32", 0, time.time(), 200, {}),
             LoopConfig(lease_seconds=0.5, poll_seconds=0.02, commit_seconds=0.02),

@@ -1,0 +1,220 @@
+"""EleutherAI's lm-evaluation-harness against a running server; transformers is the reference."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from trunkline.engine.config import EngineConfig
+from trunkline.engine.default_model import resolve_model
+from trunkline.store.model_names import DEFAULT_MODEL
+
+REQUIREMENTS = ("lm-eval[api]==0.4.13", "transformers==5.23.0")
+RUN_SECONDS = 180
+MAX_OUTPUT_TOKENS = 16
+
+# Longer than a few pages of the KV cache, so that it is worth sharing.
+PASSAGE = (
+    "The harbour of Lindau lies on the northern shore of the lake. Its lighthouse was finished in "
+    "1856, and stands opposite a lion of Bavarian marble. Every summer the boats from Bregenz and "
+    "Rorschach bring visitors, most of whom stay for one night. The keeper of the lighthouse, Anna "
+    "Huber, has counted them since 1998. She writes the number of each day on a blackboard beside "
+    "the door, and in the evening she wipes it off with a green cloth."
+)
+QUESTIONS = (
+    ("Who keeps the lighthouse?", ("Anna Huber", "a lion", "The keeper of the lake", "Rorschach")),
+    ("When was it finished?", ("1856", "1998", "in the summer", "Every evening")),
+    ("What colour is the cloth?", ("green", "blue", "red", "black as the night")),
+    ("Where is Lindau?", ("on the northern shore of the lake", "in Bregenz", "on the moon")),
+)
+TOPICS = ("The capital of France is", "Water boils at", "1, 2, 3, 4, 5,", "My favourite colour is")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One request of the harness, and what it took from the server's answer."""
+
+    context: str
+    argument: Any  # the continuation, or how to generate
+    response: Any
+
+
+class Reference:
+    """The same model in transformers."""
+
+    def __init__(self, folder: Path) -> None:
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+    def encode(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
+        return ids
+
+    @torch.inference_mode()
+    def likelihood(self, context: list[int], continuation: list[int]) -> tuple[float, bool]:
+        """The continuation's log-likelihood, and whether each of its tokens is the likeliest."""
+        ids = torch.tensor([context + continuation])
+        logprobs = self._model(ids).logits[0, len(context) - 1 : -1].log_softmax(-1)
+        targets = ids[0, len(context) :]
+        total = logprobs.gather(1, targets[:, None]).sum().item()
+        return total, bool((logprobs.argmax(1) == targets).all())
+
+    @torch.inference_mode()
+    def answer(self, prompt: list[int], until: Sequence[str]) -> str:
+        """What is generated greedily, before the first of `until`."""
+        ids = torch.tensor([prompt])
+        generated = self._model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=MAX_OUTPUT_TOKENS,
+            pad_token_id=self.tokenizer.eos_token_id,
+        )
+        text: str = self.tokenizer.decode(generated[0, len(prompt) :], skip_special_tokens=True)
+        for stop in until:
+            text = text.split(stop)[0]
+        return text
+
+
+@pytest.fixture(scope="module")
+def model_folder() -> Path:
+    return resolve_model(DEFAULT_MODEL, EngineConfig().cache_dir.expanduser())
+
+
+@pytest.fixture(scope="module")
+def reference(model_folder: Path) -> Reference:
+    return Reference(model_folder)
+
+
+def write_task(
+    folder: Path, name: str, documents: Sequence[dict[str, Any]], settings: dict[str, Any]
+) -> None:
+    """A task whose data are a file beside it."""
+    data = folder / f"{name}.jsonl"
+    data.write_text("".join(json.dumps(document) + "\n" for document in documents))
+    task = {
+        "task": name,
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(data)}},
+        "test_split": "test",
+        **settings,
+    }
+    (folder / f"{name}.yaml").write_text(json.dumps(task))  # YAML takes JSON
+
+
+def write_tasks(folder: Path) -> None:
+    folder.mkdir()
+    write_task(
+        *(folder, "choose"),
+        [{"question": question, "choices": choices} for question, choices in QUESTIONS],
+        {
+            "output_type": "multiple_choice",
+            "doc_to_text": PASSAGE + "\n\nQuestion: {{question}}\nAnswer:",
+            "doc_to_choice": "choices",
+            "doc_to_target": 0,
+            "metric_list": [{"metric": "acc"}],
+        },
+    )
+    write_task(
+        *(folder, "read"),
+        [{"text": PASSAGE}],
+        {
+            "output_type": "loglikelihood_rolling",
+            "doc_to_text": "",
+            "doc_to_target": "text",
+            "metric_list": [{"metric": "word_perplexity"}],
+        },
+    )
+    write_task(
+        *(folder, "continue"),
+        [{"topic": topic} for topic in TOPICS],
+        {
+            "output_type": "generate_until",
+            "doc_to_text": "topic",
+            "doc_to_target": "",
+            "generation_kwargs": {
+                "until": ["\n"],
+                "max_gen_toks": MAX_OUTPUT_TOKENS,
+                "do_sample": False,
+            },
+            "metric_list": [{"metric": "exact_match"}],
+        },
+    )
+
+
+RunHarness = Callable[..., dict[str, list[Sample]]]
+
+
+@pytest.fixture
+def run_harness(installation: Any, python_with: Callable[..., Path], tmp_path: Path) -> RunHarness:
+    """Runs tasks on a server that is running; the samples of each task, in order."""
+    python = python_with("lm-eval", REQUIREMENTS)
+    tasks = tmp_path / "tasks"
+    write_tasks(tasks)
+
+    def run(
+        endpoint: str, model: str, names: Sequence[str], arguments: dict[str, Any], *options: str
+    ) -> dict[str, list[Sample]]:
+        output = tmp_path / "output" / model
+        url = f"http://127.0.0.1:{installation.port}/v1/{endpoint}"
+        arguments = {"model": DEFAULT_MODEL, "base_url": url, **arguments}
+        done = subprocess.run(
+            [
+                *(python, "-I", "-m", "lm_eval", "run", "--model", model),
+                *("--model_args", ",".join(f"{k}={v}" for k, v in arguments.items())),
+                *("--tasks", ",".join(names), "--include_path", str(tasks)),
+                *("--output_path", str(output), "--log_samples"),
+                *options,
+            ],
+            cwd=tmp_path,
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=RUN_SECONDS,
+            env={
+                "PATH": os.environ["PATH"],
+                "HF_HOME": str(tmp_path / "hf"),
+                "HF_HUB_OFFLINE": "1",  # nothing but the server is asked
+            },
+        )
+        assert done.returncode == 0, f"{done.stderr}\n{installation.log}"
+        return {name: read_samples(output, name) for name in names}
+
+    return run
+
+
+def read_samples(folder: Path, task: str) -> list[Sample]:
+    (path,) = folder.rglob(f"samples_{task}_*.jsonl")
+    samples = []
+    for line in path.read_text().splitlines():
+        logged = json.loads(line)
+        for arguments, (response,) in zip(
+            logged["arguments"].values(), logged["resps"], strict=True
+        ):
+            samples.append(Sample(arguments["arg_0"], arguments.get("arg_1"), response))
+    return samples
+
+
+def test_harness(installation, run_harness, reference, model_folder) -> None:
+    installation.start("--dtype", "float32")
+    found = run_harness(
+        "completions",
+        "local-completions",
+        ["choose", "read", "continue"],
+        {"tokenizer": model_folder},
+        "--batch_size",
+        "16",
+    )
+    import pprint
+
+    pprint.pprint(found)
