@@ -25,8 +25,8 @@ from trunkline.engine.model.decoder import Decoder, DecoderInputs
 from trunkline.engine.sampler import NO_ROWS, sample
 from trunkline.engine.sequence import Sequence
 from trunkline.engine.staging import Mark
+from trunkline.engine.step_masks import StepMasks
 from trunkline.engine.step_plan import StepPlan, StepResult
-from trunkline.engine.token_masks import StepMasks
 from trunkline.kernels.dispatch import ResidentAttention
 from trunkline.kernels.gpu.device_work import DeviceWork
 

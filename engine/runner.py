@@ -16,8 +16,8 @@ from trunkline.engine.logprobs import WantedLogprobs, find_logprobs
 from trunkline.engine.model.decoder import Decoder
 from trunkline.engine.sampler import NO_ROWS, sample
 from trunkline.engine.sequence import Sequence
+from trunkline.engine.step_masks import StepMasks
 from trunkline.engine.step_plan import StepPlan, StepResult, TokenLogprobs
-from trunkline.engine.token_masks import StepMasks
 
 # glibc's mallopt parameters.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from trunkline.engine.sequence import Sequence
+from trunkline.engine.step_masks import StepMasks
 from trunkline.engine.step_plan import StepPlan, StepResult
-from trunkline.engine.token_masks import StepMasks
 
 
 class RunningStep(Protocol):

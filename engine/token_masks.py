@@ -12,7 +12,7 @@ tokens back as long as the grammar allows anything else.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
@@ -24,19 +24,8 @@ from torch import Tensor
 
 from trunkline.engine.grammar import GrammarError, Grammars, Matcher
 from trunkline.engine.sequence import Sequence
+from trunkline.engine.step_masks import StepMasks
 from trunkline.engine.step_plan import StepPlan
-
-
-@dataclass(frozen=True)
-class StepMasks:
-    """The masks of one step, on their way."""
-
-    rows: NDArray[np.int64]  # [num_masks] which of the step's sampled rows each is for
-    _masks: Future[Tensor]
-
-    def wait(self) -> Tensor:
-        """[num_masks, num_words] int32 in the host's memory; see `reference.apply_token_masks`."""
-        return self._masks.result()
 
 
 @dataclass

@@ -29,6 +29,7 @@ from trunkline.kernels.gpu.add_rms_norm import add_rms_norm, rms_norm
 from trunkline.kernels.gpu.rope_and_cache import rope_and_cache
 from trunkline.kernels.gpu.sampling import sample_rows
 from trunkline.kernels.gpu.silu_mul import silu_mul
+from trunkline.kernels.gpu.token_masks import apply_token_masks
 
 # Norm of the error over the norm of the result.
 TOLERANCES = {torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float32: 1e-5}
@@ -176,10 +177,21 @@ def check_sampling() -> Iterator[Check]:
         )
 
 
+def check_token_masks(kind: torch.dtype) -> Iterator[Check]:
+    rows, masks = min(NUM_ROWS, 256), 7
+    logits = _normal(rows, VOCAB_SIZE, kind=kind)
+    words = torch.randint(-(2**31), 2**31 - 1, (masks, -(-VOCAB_SIZE // 32)), device=device())
+    mask_of_row = torch.randint(-1, masks, (rows,), device=device())
+    arguments = (logits, words.to(torch.int32), mask_of_row)
+    found, wanted = apply_token_masks(*arguments), reference.apply_token_masks(*arguments)
+    yield Check(f"apply_token_masks, {_name(kind)}", float((found != wanted).float().mean()), 0.0)
+
+
 def all_checks() -> Iterator[Check]:
     torch.manual_seed(0)
     for kind in DTYPES:
         yield from check_small_operations(kind)
+        yield from check_token_masks(kind)
         for heads in HEADS:
             yield from check_rope(heads, kind)
             yield from check_attention(heads, kind)

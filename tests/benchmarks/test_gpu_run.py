@@ -14,7 +14,10 @@ import pytest
 PARTS = ("kernels", "equality", "kernel-bench", "end-to-end", "profile", "peer")
 
 # What a machine for GPU work has not got, and the benchmarks must do without.
-ABSENT = ("pydantic", "pydantic_settings", "fastapi", "sqlalchemy", "typer", "rich", "psycopg")
+ABSENT = (
+    *("pydantic", "pydantic_settings", "fastapi", "sqlalchemy", "typer", "rich", "psycopg"),
+    "llguidance",
+)
 
 
 def run(benchmarks: Path, out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
