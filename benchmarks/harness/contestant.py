@@ -35,14 +35,19 @@ class Contestant:
         log: Path,
         environment: Mapping[str, str] | None = None,
         import_paths: tuple[Path, ...] = (BENCHMARKS,),
+        run_seconds: float = RUN_SECONDS,
     ) -> None:
         """Start the program and wait until it is ready.
+
+        Args:
+            run_seconds: a run that takes longer is given up, and the program with it.
 
         Raises:
             PeerUnavailableError: it ended, or was not ready in time; the log says more.
         """
         self.name = name
         self._log = log
+        self._run_seconds = run_seconds
         command = [str(python), str(program), "--model", str(options.model)]
         command += ["--dtype", options.dtype, "--threads", str(options.threads)]
         command += ["--kv-bytes", str(options.kv_bytes)]
@@ -92,11 +97,22 @@ class Contestant:
             self._process.stdin.flush()
         except BrokenPipeError:
             raise self._unavailable("ended") from None
-        reply = self._receive(RUN_SECONDS)
+        try:
+            reply = self._receive(self._run_seconds)
+        except PeerUnavailableError:
+            # Or it would go on beside those that are measured.
+            self._signal(signal.SIGKILL)
+            self._process.wait()
+            raise
         self._signal(signal.SIGSTOP)
         if "error" in reply:
             raise PeerUnavailableError(f"{self.name}: {reply['error']}")
         return reply
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether there is no program any more to answer a job."""
+        return self._process.poll() is not None
 
     def close(self) -> None:
         """End the program and whatever it started."""
@@ -117,7 +133,7 @@ class Contestant:
         with selectors.DefaultSelector() as selector:
             selector.register(self._process.stdout, selectors.EVENT_READ)
             if not selector.select(timeout_seconds):
-                raise self._unavailable(f"gave no answer within {timeout_seconds:.0f} s")
+                raise self._unavailable(f"gave no answer within {timeout_seconds:g} s")
         line = self._process.stdout.readline()
         if not line:
             raise self._unavailable("ended")

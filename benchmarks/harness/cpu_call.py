@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from harness.contestant import BENCHMARKS, SOURCES, Contestant
+from harness.contestant import BENCHMARKS, RUN_SECONDS, SOURCES, Contestant
 from harness.duel import Entry, Setup, duel, missing_row
 from harness.engine_run import SETTINGS
 from harness.environments import CPU_PEERS, PEERS, PeerUnavailableError, cache_folder, python_of
@@ -45,6 +45,7 @@ class Call:
     environments: Mapping[str, Path]  # of peers, given instead of made
     rows: Path | None
     threads: int
+    run_seconds: float  # an engine that takes longer for a workload is given up
     is_trial: bool
 
 
@@ -83,6 +84,12 @@ def parse_call(
     parser.add_argument("--rows", type=Path, help="write the rows to this JSONL file")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument(
+        "--run-seconds",
+        type=float,
+        default=RUN_SECONDS,
+        help="an engine that takes longer for a workload is given up",
+    )
+    parser.add_argument(
         "--trial", action="store_true", help="small sizes and no check: does it all work?"
     )
     given = parser.parse_args()
@@ -97,6 +104,7 @@ def parse_call(
         environments={name: Path(folder) for name, _, folder in venvs},
         rows=given.rows,
         threads=given.threads,
+        run_seconds=given.run_seconds,
         is_trial=given.trial,
     )
     unknown = set(chosen.environments) - set(PEERS)
@@ -130,6 +138,7 @@ def run_call(call: Call) -> list[Row]:
             options,
             scratch / f"{OURS}.log",
             import_paths=(SOURCES, BENCHMARKS),
+            run_seconds=call.run_seconds,
         )
         stack.enter_context(ours)
         entries = [
@@ -172,7 +181,8 @@ def _start(name: str, call: Call, options: Options, scratch: Path) -> Contestant
     peer = PEERS[name]
     python = python_of(peer, call.environments.get(name))
     return Contestant(
-        name, python, peer.program, options, scratch / f"{name}.log", peer.environment
+        *(name, python, peer.program, options, scratch / f"{name}.log", peer.environment),
+        run_seconds=call.run_seconds,
     )
 
 

@@ -55,13 +55,16 @@ def duel(
         scratch: folder for the jobs.
     """
     rows = []
+    given_up: dict[str, str] = {}  # why an entry has ended, by label
     for size in sizes:
         items = size.make()
         job = scratch / f"{size.workload}.json"
         outputs = [item.num_output_tokens for item in items]
         Job([item.prompt.tolist() for item in items], outputs).write(job)
         taking_part = [e for e in entries if size.kv_tokens is None or e.takes_kv_limit]
-        replies, failures = _run_in_turn(size, job, taking_part, repeat)
+        replies, failures = _run_in_turn(size, job, taking_part, repeat, given_up)
+        ended = [e.label for e in taking_part if e.contestant.has_ended]
+        given_up |= {label: failures[label] for label in ended}
         rows += _rows(setup, size, items, taking_part, replies, failures)
         job.unlink()
     return rows
@@ -87,11 +90,11 @@ Replies = dict[str, list[dict[str, Any]]]
 
 
 def _run_in_turn(
-    size: Size, job: Path, entries: list[Entry], repeat: int
+    size: Size, job: Path, entries: list[Entry], repeat: int, given_up: dict[str, str]
 ) -> tuple[Replies, dict[str, str]]:
-    """The replies of each entry, and why some failed."""
+    """The replies of each entry, and why some failed, now or before."""
     replies: Replies = {entry.label: [] for entry in entries}
-    failures: dict[str, str] = {}
+    failures = {e.label: given_up[e.label] for e in entries if e.label in given_up}
     for number in range(repeat):
         for entry in entries:
             if entry.label in failures:

@@ -30,6 +30,8 @@ class Echo:
 
     def run(self, job, request):
         print("what libraries print")
+        if request.get("mode") == "stuck":
+            time.sleep(600)
         if request.get("mode") == "fail":
             raise RuntimeError("out of paper")
         short = 1 if request.get("mode") == "short" else 0
@@ -55,10 +57,10 @@ def job(tmp_path: Path) -> Path:
     return path
 
 
-def start(program: Path, dtype: str = "float32") -> Contestant:
+def start(program: Path, dtype: str = "float32", run_seconds: float = 60.0) -> Contestant:
     options = Options(program.parent, dtype, 1, 1, is_dummy=False)
     log = program.parent / "log.txt"
-    return Contestant("echo", Path(sys.executable), program, options, log)
+    return Contestant("echo", Path(sys.executable), program, options, log, run_seconds=run_seconds)
 
 
 def test_answers_jobs(program: Path, job: Path) -> None:
@@ -117,6 +119,19 @@ def test_duel_pairs_runs_and_reports_failures(program: Path, tmp_path: Path) -> 
     share = found["W9", "fast"].share_of_floor
     assert share is not None
     assert share > 0
+
+
+def test_a_program_that_takes_too_long_is_given_up(program: Path, tmp_path: Path) -> None:
+    setup = Setup("trial", "a model", "float32", "a device", MODEL_SHAPES["smollm2-135m"])
+    with start(program) as quick, start(program, run_seconds=0.5) as stuck:
+        entries = [Entry("quick", quick), Entry("stuck", stuck, {"mode": "stuck"})]
+        rows = duel(setup, [Size("W9", 3, 0.05), Size("W11", 8, 0.01)], entries, 2, tmp_path)
+        assert stuck.has_ended
+    reasons = {(row.workload, row.engine): row.not_measured for row in rows}
+    assert reasons["W9", "quick"] is None
+    assert reasons["W11", "quick"] is None
+    assert reasons["W9", "stuck"] == reasons["W11", "stuck"]
+    assert "gave no answer within 0.5 s" in str(reasons["W9", "stuck"])
 
 
 def test_an_environment_without_an_interpreter_is_refused(tmp_path: Path) -> None:
