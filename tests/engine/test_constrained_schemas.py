@@ -20,12 +20,12 @@ import numpy as np
 import pytest
 import torch
 
-from trunkline.engine.admission import Line, Request
 from trunkline.engine.core import Engine
 from trunkline.engine.grammar import GrammarError, Grammars
 from trunkline.engine.kv_cache import allocate_kv_cache
 from trunkline.engine.model.load_format import LoadFormat
 from trunkline.engine.model.weights import LoadedModel, load_model
+from trunkline.engine.request import Line, Request
 from trunkline.engine.requests.constraint import Constraint, ConstraintKind
 from trunkline.engine.runner import Runner
 from trunkline.engine.scheduler_config import SchedulerConfig

@@ -19,6 +19,7 @@ from trunkline.engine.kv_cache import allocate_kv_cache
 from trunkline.engine.model.config import ModelConfig, config_from_hf
 from trunkline.engine.model.decoder import Decoder
 from trunkline.engine.model.weights import assemble, random_tensors, tensor_shapes
+from trunkline.engine.prompt_reading import Pooling, PromptReading
 from trunkline.engine.runner import Runner
 from trunkline.engine.scheduler import Scheduler
 from trunkline.engine.scheduler_config import Policy, SchedulerConfig
@@ -54,7 +55,9 @@ def make_decoder(config: ModelConfig, device: torch.device) -> Decoder:
     return assemble(config, {name: tensor.to(device) for name, tensor in tensors.items()})
 
 
-def make_sequences(sampling: list[SamplingParams]) -> list[Sequence]:
+def make_sequences(
+    sampling: list[SamplingParams], reading: PromptReading | None = None
+) -> list[Sequence]:
     """Prompts that share 32 tokens, 48 of them, or nothing; two are equal."""
     rng = np.random.default_rng(7)
     stem, branch = rng.integers(4, 61, 32), rng.integers(4, 61, 16)
@@ -68,7 +71,11 @@ def make_sequences(sampling: list[SamplingParams]) -> list[Sequence]:
         [*stem, *tails[1], *tails[3]],
     ]
     return [
-        Sequence(i, 0, np.array(prompt, np.int32), sampling[i % len(sampling)])
+        Sequence(
+            *(i, 0, np.array(prompt, np.int32), sampling[i % len(sampling)]),
+            reading=reading,
+            sharing_group=0 if reading is None else 1,
+        )
         for i, prompt in enumerate(prompts)
     ]
 
@@ -96,10 +103,11 @@ def compare(
     sampling: list[SamplingParams],
     device: torch.device,
     monkeypatch: pytest.MonkeyPatch,
+    reading: PromptReading | None = None,
 ) -> tuple[list[Sequence], list[Sequence], Scheduler]:
     """Run on both; the CPU's sequences, the GPU's, and the GPU's scheduler."""
     assert "TRITON_INTERPRET" not in os.environ, "the CPU's own kernels run first"
-    wanted = make_sequences(sampling)
+    wanted = make_sequences(sampling, reading)
     cache = allocate_kv_cache(model, torch.float32, CPU, 64, PAGE)
     run(Runner(make_decoder(model, CPU), cache), SchedulerConfig(PAGE, 64, 64), wanted)
 
@@ -109,7 +117,7 @@ def compare(
     for tensor in (*cache.keys, *cache.values):
         tensor.fill_(torch.nan)  # what was not written must not be read
     runner = GpuRunner(make_decoder(model, device), cache, max_batch_tokens=config.max_batch_tokens)
-    found = make_sequences(sampling)
+    found = make_sequences(sampling, reading)
     _, scheduler = run(runner, config, found)
     assert [s.output for s in found] == [s.output for s in wanted]
     return wanted, found, scheduler
@@ -134,6 +142,30 @@ def test_under_preemption(device: torch.device, monkeypatch: pytest.MonkeyPatch)
     config = SchedulerConfig(PAGE, 9, max_batch_tokens=40, policy=Policy.FCFS)
     _, _, scheduler = compare(MODELS["llama"](), config, sampling, device, monkeypatch)
     assert scheduler.num_preemptions > 0
+
+
+@pytest.mark.parametrize("num_pages", [40, 9])
+@pytest.mark.parametrize(
+    "reading",
+    [PromptReading(num_top_logprobs=2), *(PromptReading(pooling=pooling) for pooling in Pooling)],
+)
+def test_what_is_read_of_prompts_is_the_cpus(
+    reading: PromptReading,
+    num_pages: int,
+    device: torch.device,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sampling = [SamplingParams(3, temperature=0.0)]
+    config = SchedulerConfig(PAGE, num_pages, max_batch_tokens=20, policy=Policy.FCFS)
+    model = MODELS["llama"]()
+    wanted, found, _ = compare(model, config, sampling, device, monkeypatch, reading)
+    for mine, other in zip(found, wanted, strict=True):
+        assert mine.record is not None
+        assert other.record is not None
+        np.testing.assert_allclose(mine.record.logprobs, other.record.logprobs, atol=1e-4)
+        assert mine.record.top_ids.tolist() == other.record.top_ids.tolist()
+        if reading.pooling is not None:
+            np.testing.assert_allclose(mine.record.embedding, other.record.embedding, atol=1e-4)
 
 
 def test_edits_and_log_probabilities(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,6 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from trunkline.engine.admission import Line, Request
 from trunkline.engine.core import Engine
 from trunkline.engine.gpu_runner import GpuRunner
 from trunkline.engine.grammar import Grammars
@@ -20,6 +19,7 @@ from trunkline.engine.kv_cache import allocate_kv_cache
 from trunkline.engine.model.config import config_from_hf
 from trunkline.engine.model.decoder import Decoder
 from trunkline.engine.model.weights import assemble, random_tensors, tensor_shapes
+from trunkline.engine.request import Line, Request
 from trunkline.engine.requests.constraint import Constraint, ConstraintKind
 from trunkline.engine.runner import Runner
 from trunkline.engine.scheduler_config import Policy, SchedulerConfig
