@@ -60,8 +60,13 @@ def _rows_section(title: str, rows: list[Row], legend: str, picture: str | None 
     ]
     header = ("workload", "engine", "ratio", "range", "prefill saved", "peak KV", "of the floor")
     lines += _table(header, (cells for row in rows if (cells := _row_cells(row))))
-    missing = {(row.engine, row.not_measured) for row in rows if row.not_measured is not None}
-    lines += [f"\nNot measured: {engine}: {reason}" for engine, reason in sorted(missing)]
+    missing: dict[tuple[str, str], list[str]] = {}  # workloads by engine and reason
+    for row in rows:
+        if row.not_measured is not None:
+            reason = row.not_measured.removeprefix(f"{row.engine} ")
+            missing.setdefault((row.engine, reason), []).append(row.workload)
+    for (engine, reason), workloads in sorted(missing.items()):
+        lines.append(f"\nNot measured: {engine} on {' and '.join(workloads)}: {reason}.")
     if picture is not None and any(row.not_measured is None for row in rows):
         lines.append(f"\n![{title}]({picture})")
     sizes = {row.workload: row.size for row in rows}

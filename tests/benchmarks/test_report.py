@@ -55,7 +55,7 @@ def test_tables_have_ratios_and_what_is_missing(tmp_path: Path) -> None:
     made = render(tmp_path)
     cells = "| W1 | trunkline fcfs+lru 0.1.0 | 1.50 | 1.25 to 2.00 | 60% | 12,345 tokens | 25% |"
     assert cells in made
-    assert "Not measured: llama_cpp: no compiler" in made
+    assert "Not measured: llama_cpp on W1: no compiler." in made
     assert "Nothing has been measured on a GPU." in made
     # Seconds of a shared CPU are no result.
     assert "4.0" not in made
