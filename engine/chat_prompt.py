@@ -7,7 +7,6 @@ in whether their models think. What a template lacks is put into words that it h
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from trunkline.engine.requests.responses import ResponsesRequest
 from trunkline.engine.requests.tools import FunctionTool, ToolMode
 from trunkline.engine.template_names import TemplateNames, template_names
 from trunkline.engine.tokenizer import ChatTemplateError, Tokenizer
-from trunkline.engine.tool_prompt import with_tools_as_text
+from trunkline.engine.tool_prompt import json_of, with_tools_as_text
 
 JsonObject = dict[str, Any]
 
@@ -145,7 +144,8 @@ def _normalised(messages: list[JsonObject], names: TemplateNames) -> list[JsonOb
 def _with_object_arguments(call: JsonObject, path: str) -> JsonObject:
     function = call["function"]
     arguments = arguments_of(function["arguments"], f"{path}.function.arguments")
-    return {**call, "function": {**function, "arguments": arguments}}
+    # Templates print the whole function. Clients send it with their own fields in it.
+    return {**call, "function": {"name": function["name"], "arguments": arguments}}
 
 
 def _shown_tools(request: ChatCompletionRequest) -> list[JsonObject]:
@@ -204,7 +204,7 @@ def _rendered(
     # Python's form of an object.
     try:
         text = render(messages)
-        if not any(str(each) in text and str(each) != _json(each) for each in arguments):
+        if not any(str(each) in text and str(each) != json_of(each) for each in arguments):
             return text
     except ChatTemplateError as error:
         try:
@@ -225,11 +225,7 @@ def _with_text_arguments(messages: list[JsonObject]) -> list[JsonObject]:
 
 def _with_text_of_arguments(call: JsonObject) -> JsonObject:
     function = call["function"]
-    return {**call, "function": {**function, "arguments": _json(function["arguments"])}}
-
-
-def _json(value: JsonObject) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    return {**call, "function": {**function, "arguments": json_of(function["arguments"])}}
 
 
 def _with_thinking(

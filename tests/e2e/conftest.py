@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -9,21 +10,24 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
 import psutil
 import pytest
 import torch
+from openai.types import Batch
 from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+TERMINAL = {"completed", "failed", "expired", "cancelled"}
 START_SECONDS = 240.0  # the first start fetches and converts the default model
 INSTALL_SECONDS = 480
 
@@ -105,6 +109,26 @@ class Installation:
         self.process = None
         return status
 
+    def submit(self, endpoint: str, lines: Sequence[Mapping[str, Any]]) -> Batch:
+        """Upload lines of a batch, and create it."""
+        content = "".join(json.dumps(line) + "\n" for line in lines).encode()
+        uploaded = self.client.files.create(file=("in.jsonl", content), purpose="batch")
+        return self.client.batches.create(
+            input_file_id=uploaded.id,
+            endpoint=endpoint,  # type: ignore[arg-type]  # its type lists OpenAI's only
+            completion_window="24h",
+        )
+
+    def wait_for_end(self, batch_id: str) -> Batch:
+        self.wait_for(lambda: self.client.batches.retrieve(batch_id).status in TERMINAL, 240)
+        return self.client.batches.retrieve(batch_id)
+
+    def results(self, file_id: str | None) -> list[dict[str, Any]]:
+        """The lines of an output or error file; none, if there is no file."""
+        if file_id is None:
+            return []
+        return [json.loads(line) for line in self.client.files.content(file_id).text.splitlines()]
+
     def wait_for(self, condition: Callable[[], bool], seconds: float) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
@@ -162,35 +186,61 @@ def python_with() -> Callable[[str, Sequence[str]], Path]:
     return _python_with
 
 
+@pytest.fixture(scope="module")
+def shared_installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+    """Like `installation`, one for all tests of a module."""
+    made = Installation(tmp_path_factory.mktemp("shared-installation"))
+    yield made
+    if made.process is not None:
+        made.kill()
+
+
 CHAT_TEMPLATE = """\
 {% for message in messages %}{{ message.role }}: {{ message.content }}
 {% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"""
 
 
+MakeTinyModel = Callable[..., Path]
+
+
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a random model with a token per byte. It talks nonsense, and at once."""
-    folder = tmp_path_factory.mktemp("tiny-model")
-    vocabulary = {symbol: i for i, symbol in enumerate(sorted(ByteLevel.alphabet()))}
-    tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = ByteLevelDecoder()
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<end>", chat_template=CHAT_TEMPLATE
-    )
-    fast.save_pretrained(folder)
-    torch.manual_seed(0)
-    LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(fast),
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=4096,
-            eos_token_id=fast.eos_token_id,
-            bos_token_id=None,
+def make_tiny_model(tmp_path_factory: pytest.TempPathFactory) -> MakeTinyModel:
+    """Makes folders of random models with a token per byte. They talk nonsense, and at once.
+
+    The function takes a chat template, and markers that are to be special tokens.
+    """
+
+    def make(chat_template: str = CHAT_TEMPLATE, markers: Sequence[str] = ()) -> Path:
+        folder = tmp_path_factory.mktemp("tiny-model")
+        vocabulary = {symbol: i for i, symbol in enumerate(sorted(ByteLevel.alphabet()))}
+        tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=[]))
+        tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = ByteLevelDecoder()
+        tokenizer.add_special_tokens(list(markers))
+        fast = PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer, eos_token="<end>", chat_template=chat_template
         )
-    ).save_pretrained(folder)
-    return folder
+        fast.save_pretrained(folder)
+        torch.manual_seed(0)
+        LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=len(fast),
+                hidden_size=64,
+                intermediate_size=128,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                max_position_embeddings=4096,
+                eos_token_id=fast.eos_token_id,
+                bos_token_id=None,
+            )
+        ).save_pretrained(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_model(make_tiny_model: MakeTinyModel) -> Path:
+    """The folder of a random model of no family in particular."""
+    return make_tiny_model()

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import io
-import json
 import re
 from typing import Any
 
 import pytest
 
 MODEL = "SmolLM2-135M-Instruct"
-TERMINAL = {"completed", "failed", "expired", "cancelled"}
 
 
 # Few requests at once, so that a batch takes long enough to be interrupted on a fast machine.
@@ -45,14 +42,7 @@ class Job:
     def __init__(self, installation: Any, lines: list[dict[str, Any]]) -> None:
         self.installation = installation
         self.lines = lines
-        data = "".join(json.dumps(line) + "\n" for line in lines).encode()
-        client = installation.client
-        uploaded = client.files.create(file=("in.jsonl", io.BytesIO(data)), purpose="batch")
-        self.id = client.batches.create(
-            input_file_id=uploaded.id,
-            endpoint="/v1/chat/completions",
-            completion_window="24h",
-        ).id
+        self.id = installation.submit("/v1/chat/completions", lines).id
 
     def get(self) -> Any:
         return self.installation.client.batches.retrieve(self.id)
@@ -63,14 +53,11 @@ class Job:
         return int(self.get().request_counts.completed)
 
     def wait_for_end(self) -> Any:
-        self.installation.wait_for(lambda: self.get().status in TERMINAL, 240)
-        return self.get()
+        return self.installation.wait_for_end(self.id)
 
     def results(self, file_id: str | None) -> list[dict[str, Any]]:
-        if file_id is None:
-            return []
-        text = self.installation.client.files.content(file_id).text
-        return [json.loads(line) for line in text.splitlines()]
+        found: list[dict[str, Any]] = self.installation.results(file_id)
+        return found
 
 
 def check_answers(job: Job, batch: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,11 @@ QUESTIONS = (
     ("What colour is the cloth?", ("green", "blue", "red", "black as the night")),
     ("Where is Lindau?", ("on the northern shore of the lake", "in Bregenz", "on the moon")),
 )
+# The model ends its answer here, and so does the request that asks for the text's likelihood.
+ENDED = (
+    "<|im_start|>user\nSay hello.<|im_end|>\n"
+    "<|im_start|>assistant\nHello! How can I help you today?"
+)
 TOPICS = ("The capital of France is", "Water boils at", "1, 2, 3, 4, 5,", "My favourite colour is")
 
 
@@ -44,7 +50,7 @@ TOPICS = ("The capital of France is", "Water boils at", "1, 2, 3, 4, 5,", "My fa
 class Sample:
     """One request of the harness, and what it took from the server's answer."""
 
-    context: str
+    context: Any  # a text, or an array of a conversation as JSON text
     argument: Any  # the continuation, or how to generate
     response: Any
 
@@ -82,7 +88,7 @@ class Reference:
         )
         text: str = self.tokenizer.decode(generated[0, len(prompt) :], skip_special_tokens=True)
         for stop in until:
-            text = text.split(stop)[0]
+            text = text.split(stop, maxsplit=1)[0]
         return text
 
 
@@ -127,7 +133,7 @@ def write_tasks(folder: Path) -> None:
     )
     write_task(
         *(folder, "read"),
-        [{"text": PASSAGE}],
+        [{"text": PASSAGE}, {"text": ENDED}],
         {
             "output_type": "loglikelihood_rolling",
             "doc_to_text": "",
@@ -167,7 +173,9 @@ def run_harness(installation: Any, python_with: Callable[..., Path], tmp_path: P
     ) -> dict[str, list[Sample]]:
         output = tmp_path / "output" / model
         url = f"http://127.0.0.1:{installation.port}/v1/{endpoint}"
-        arguments = {"model": DEFAULT_MODEL, "base_url": url, **arguments}
+        with installation.client as client:
+            (served,) = client.models.list()
+        arguments = {"model": served.id, "base_url": url, **arguments}
         done = subprocess.run(
             [
                 *(python, "-I", "-m", "lm_eval", "run", "--model", model),
@@ -205,16 +213,89 @@ def read_samples(folder: Path, task: str) -> list[Sample]:
     return samples
 
 
-def test_harness(installation, run_harness, reference, model_folder) -> None:
+def check_choices(samples: Sequence[Sample], reference: Reference) -> None:
+    """Their likelihoods against transformers', for the same tokens."""
+    assert len(samples) == sum(len(choices) for _, choices in QUESTIONS)
+    seen = set()
+    for sample in samples:
+        context = reference.encode(sample.context)
+        whole = reference.encode(sample.context + sample.argument)
+        assert whole[: len(context)] == context
+        expected, is_greedy = reference.likelihood(context, whole[len(context) :])
+        assert float(sample.response[0]) == pytest.approx(expected, abs=1e-3)
+        assert sample.response[1] == str(is_greedy)
+        seen.add(is_greedy)
+    assert seen == {False, True}
+
+
+def figures_since(installation: Any, at: float) -> dict[str, Any]:
+    """The engine's figures as they are after `at`, unix seconds."""
+    url = f"http://127.0.0.1:{installation.port}/v1/engines"
+
+    def engine() -> dict[str, Any]:
+        (only,) = httpx.get(url).json()["data"]
+        found: dict[str, Any] = only
+        return found
+
+    installation.wait_for(lambda: engine()["heartbeat_at"] > at, 30)
+    figures: dict[str, Any] = engine()["figures"]
+    return figures
+
+
+def test_likelihoods_and_answers_are_those_of_transformers(
+    installation: Any, run_harness: RunHarness, reference: Reference, model_folder: Path
+) -> None:
     installation.start("--dtype", "float32")
     found = run_harness(
-        "completions",
-        "local-completions",
-        ["choose", "read", "continue"],
+        *("completions", "local-completions", ["choose", "read", "continue"]),
         {"tokenizer": model_folder},
-        "--batch_size",
-        "16",
+        *("--batch_size", "16"),
     )
-    import pprint
+    figures = figures_since(installation, time.time())
+    check_choices(found["choose"], reference)
+    bos = reference.tokenizer.bos_token_id
+    assert reference.answer(reference.encode(ENDED), []) == ""
+    assert [sample.context for sample in found["read"]] == [PASSAGE, ENDED]
+    for sample in found["read"]:
+        expected, _ = reference.likelihood([bos], reference.encode(sample.context))
+        assert float(sample.response) == pytest.approx(expected, abs=1e-3)
+    assert [sample.context for sample in found["continue"]] == [*TOPICS]
+    for sample in found["continue"]:
+        assert sample.response == reference.answer(reference.encode(sample.context), ["\n"])
 
-    pprint.pprint(found)
+    # All choices were in one request, and the context of each question was computed for one.
+    page_size = EngineConfig().page_size
+    seen: set[str] = set()
+    num_shared = 0
+    for sample in found["choose"]:
+        if sample.context in seen:
+            num_shared += len(reference.encode(sample.context)) // page_size * page_size
+        seen.add(sample.context)
+    assert figures["num_cached_prompt_tokens"] >= num_shared
+    prompts = [sample.context + sample.argument for sample in found["choose"]]
+    prompts += [sample.context for sample in found["read"] + found["continue"]]
+    num_tokens = sum(len(reference.encode(prompt)) for prompt in prompts) + len(found["read"])
+    num_computed = num_tokens - figures["num_cached_prompt_tokens"]
+    assert figures["num_computed_prompt_tokens"] == num_computed
+
+
+def test_texts_and_chats_in_several_requests_at_once(
+    installation: Any, run_harness: RunHarness, reference: Reference, model_folder: Path
+) -> None:
+    installation.start("--dtype", "float32")
+    concurrent = {"num_concurrent": 4}
+    found = run_harness(
+        *("completions", "local-completions", ["choose"]),
+        {"tokenizer": model_folder, "tokenized_requests": False, **concurrent},
+    )
+    check_choices(found["choose"], reference)
+    found = run_harness(
+        *("chat/completions", "local-chat-completions", ["continue"]),
+        concurrent,
+        "--apply_chat_template",
+    )
+    assert len(found["continue"]) == len(TOPICS)
+    for sample in found["continue"]:
+        messages = json.loads(sample.context[0])
+        prompt = reference.tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+        assert sample.response == reference.answer(prompt.input_ids, ["\n"])

@@ -50,6 +50,10 @@ JOINS_ARGUMENTS = SHOWS_TOOLS.replace(
 PRINTS_ARGUMENTS = SHOWS_TOOLS.replace(
     "{{ c.function.arguments | tojson }}", "={{ c.function.arguments }}"
 )
+PRINTS_FUNCTIONS = (
+    "{% if tools %}{% endif %}{% for m in messages %}{% for c in m.tool_calls %}"
+    "[TOOL_CALLS]{{ c.function | tojson }}{% endfor %}{% endfor %}"
+)
 # In the manner of Mistral's: ids of calls have nine characters.
 SHORT_IDS = (
     "{% if tools %}{{ tools[0].function.name }}{% endif %}"
@@ -150,6 +154,15 @@ def test_tools_are_written_out_for_templates_that_show_none(prompt: Prompt) -> N
 @pytest.mark.parametrize("template", [JOINS_ARGUMENTS, PRINTS_ARGUMENTS])
 def test_arguments_are_text_where_the_template_takes_text(prompt: Prompt, template: str) -> None:
     assert '<tool_call>f ={"a": "é"}</tool_call>' in prompt(template, CALLED).text
+
+
+def test_of_a_call_templates_see_the_name_and_the_arguments(prompt: Prompt) -> None:
+    # The official client sends what it has parsed along, and the name behind the arguments.
+    function = {"arguments": '{"a": 1}', "parsed_arguments": {"a": 1}, "name": "f"}
+    called = {**CALLED[1], "tool_calls": [{**CALL, "function": function}]}
+    assert prompt(PRINTS_FUNCTIONS, [USER, called]).text == (
+        '[TOOL_CALLS]{"name": "f", "arguments": {"a": 1}}'
+    )
 
 
 def test_call_ids_are_of_the_length_that_the_template_takes(prompt: Prompt) -> None:

@@ -92,10 +92,12 @@ def test_the_official_client_asks_again(server: Any, make_live_engine: Any, wait
 def test_an_engine_that_starts_anew(server: Any, make_live_engine: Any, wait_for: Any) -> None:
     """What it had not begun to answer is taken up again, as if nothing had happened."""
     engine = make_live_engine(server.database)
+    begun = []
 
     def begin(request: Any) -> None:
         if request.is_streaming:
             engine.send(request, 0, {"a": 1})
+        begun.append(request)
 
     engine.on_request = begin
     with ThreadPoolExecutor(2) as pool:
@@ -103,7 +105,7 @@ def test_an_engine_that_starts_anew(server: Any, make_live_engine: Any, wait_for
             pool.submit(server.http.post, CHAT, json={"model": engine.model, "stream": streams})
             for streams in (False, True)
         )
-        wait_for(lambda: len(engine.seen) == 2)
+        wait_for(lambda: len(begun) == 2)
         engine.die()
         engine.on_request = engine.echo
         engine.start()
