@@ -6,9 +6,10 @@ Whatever is wrong with a line is that line's own `RequestError`; the others go o
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import count, islice
+from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from trunkline.engine.answers.format import AnswerFormat, answer_format, model_f
 from trunkline.engine.answers.scoring import texts_to_embed
 from trunkline.engine.chat_prompt import ChatPrompt, chat_prompt
 from trunkline.engine.constraining import Rule, rule_of
+from trunkline.engine.faults import admit_together
 from trunkline.engine.grammar import Grammars
 from trunkline.engine.pooling import PoolingConfig
 from trunkline.engine.prompt_reading import PromptReading
@@ -34,6 +36,11 @@ from trunkline.engine.tokenizer import Tokenizer
 
 # Lines that are tokenized in one call, which the tokenizer spreads over all cores.
 TOKENIZE_CHUNK_LINES = 256
+
+LogitBias = tuple[tuple[int, float], ...]
+
+# A token id as a key of JSON.
+_TOKEN_ID = re.compile(r"[0-9]{1,18}")
 
 # The one token that is sampled of a prompt whose own rows are all that is wanted.
 READ_ONLY = SamplingParams(max_tokens=1, temperature=0.0)
@@ -102,13 +109,13 @@ class Admission:
         self._pooling = pooling
         self._num_dimensions = num_dimensions
         self._family = model_family(tokenizer.chat_template, tokenizer.vocabulary)
+        # Some tokenizers have more tokens than their models.
+        self._vocab_size = min(tokenizer.vocab_size, grammars.logits_vocab_size)
         self._request_ids = count()
 
     def admit(self, lines: Iterable[Line]) -> Iterator[Request | Refusal]:
         """Admit `lines`, in their order."""
-        remaining = iter(lines)
-        while chunk := list(islice(remaining, TOKENIZE_CHUNK_LINES)):
-            yield from self._admit_chunk(chunk)
+        return admit_together(lines, TOKENIZE_CHUNK_LINES, self._admit_chunk)
 
     def _admit_chunk(self, lines: list[Line]) -> Iterator[Request | Refusal]:
         parsed: list[_Parsed | Refusal] = []
@@ -141,13 +148,19 @@ class Admission:
         body = parse_request(line.endpoint, line.body)
         if isinstance(body, CompletionRequest):
             self._check_stream(line, is_stream=body.stream)
-            rule = rule_of(body, self._family, self._grammars, may_think=False)
+            rule = rule_of(body, self._family, self._grammars)
             return _Parsed(line, body, body, rule, None, body.prompt)
         if isinstance(body, ChatCompletionRequest | ResponsesRequest):
             self._check_stream(line, is_stream=body.stream)
             request = body.as_chat() if isinstance(body, ResponsesRequest) else body
             chat = chat_prompt(self._tokenizer, body)
-            rule = rule_of(request, self._family, self._grammars, may_think=chat.may_think)
+            rule = rule_of(
+                request,
+                self._family,
+                self._grammars,
+                may_think=chat.may_think,
+                starts_thinking=chat.starts_thinking,
+            )
             return _Parsed(line, body, request, rule, chat, [])
         if isinstance(body, EmbeddingRequest):
             check_dimensions(body, self._num_dimensions)
@@ -167,6 +180,7 @@ class Admission:
 
     def _request(self, parsed: _Parsed, prompts: list[NDArray[np.int32]]) -> Request:
         number = next(self._request_ids)
+        logit_bias = self._logit_bias(parsed.generation)
         sequences: list[Sequence] = []
         for prompt in prompts:
             self._check(prompt, parsed)
@@ -174,7 +188,8 @@ class Admission:
                 index = len(sequences)
                 sequences.append(
                     Sequence(
-                        *(number, index, prompt, self._sampling(parsed, len(prompt), index)),
+                        *(number, index, prompt),
+                        self._sampling(parsed, len(prompt), index, logit_bias),
                         deadline=parsed.line.deadline,
                         priority=parsed.line.priority,
                         reading=self._reading(parsed),
@@ -202,7 +217,8 @@ class Admission:
             return PromptReading(pooling=self._pooling.mode)
         if isinstance(parsed.generation, CompletionRequest):
             num_top = parsed.generation.num_prompt_top_logprobs
-            return None if num_top is None else PromptReading(num_top_logprobs=num_top)
+            if num_top is not None:
+                return PromptReading(num_top_logprobs=min(num_top, self._vocab_size))
         return None
 
     def _check(self, prompt: NDArray[np.int32], parsed: _Parsed) -> None:
@@ -211,20 +227,21 @@ class Admission:
         if not len(prompt):
             raise RequestError("The prompt has no tokens.", where)
         largest = int(prompt.max())
-        if largest >= self._tokenizer.vocab_size:
+        if largest >= self._vocab_size:
             raise RequestError(
                 f"Token id {largest} is outside of the model's vocabulary of "
-                f"{self._tokenizer.vocab_size} tokens.",
+                f"{self._vocab_size} tokens.",
                 where,
             )
-        # Of a prompt that is only read a token is sampled all the same.
-        wanted = len(prompt) + (_output_limit(parsed.generation) or 1)
+        # Of a prompt that is only read a token is sampled all the same, though never computed.
+        is_read_only = _is_read_only(parsed.generation)
+        wanted = len(prompt) + (0 if is_read_only else _output_limit(parsed.generation) or 1)
         limits = [
             (self._limits.max_model_tokens, "This model's maximum context length"),
-            (self._limits.kv_cache_tokens, "The capacity of the KV cache"),
+            (self._limits.kv_cache_tokens - is_read_only, "The capacity of the KV cache"),
         ]
         if parsed.generation is None and self._pooling.max_input_tokens is not None:
-            limits.append((self._pooling.max_input_tokens + 1, "This model's longest input"))
+            limits.append((self._pooling.max_input_tokens, "This model's longest input"))
         for limit, of in limits:
             if wanted > limit:
                 raise RequestError(
@@ -235,8 +252,10 @@ class Admission:
                     "context_length_exceeded",
                 )
 
-    def _sampling(self, parsed: _Parsed, num_prompt_tokens: int, index: int) -> SamplingParams:
-        body, line = parsed.generation, parsed.line
+    def _sampling(
+        self, parsed: _Parsed, num_prompt_tokens: int, index: int, logit_bias: LogitBias
+    ) -> SamplingParams:
+        body, line, rule = parsed.generation, parsed.line, parsed.rule
         if body is None:
             return READ_ONLY
         room = min(self._limits.max_model_tokens, self._limits.kv_cache_tokens) - num_prompt_tokens
@@ -259,23 +278,23 @@ class Admission:
             presence_penalty=body.presence_penalty or 0.0,
             frequency_penalty=body.frequency_penalty or 0.0,
             repetition_penalty=body.repetition_penalty or 1.0,
-            logit_bias=self._logit_bias(body),
+            logit_bias=logit_bias,
             stop_token_ids=stop_ids,
             stop_strings=tuple(body.stop or ()),
             num_top_logprobs=num_top_logprobs,
-            grammar=None if parsed.rule is None else parsed.rule.grammar,
-            grammar_after_token=None if parsed.rule is None else parsed.rule.after_token,
+            grammar=None if rule is None else rule.grammar,
+            grammar_after_token=None if rule is None else rule.after_token,
+            grammar_unless_first_token=None if rule is None else rule.unless_first_token,
         )
 
-    def _logit_bias(
-        self, body: ChatCompletionRequest | CompletionRequest
-    ) -> tuple[tuple[int, float], ...]:
+    def _logit_bias(self, body: ChatCompletionRequest | CompletionRequest | None) -> LogitBias:
         pairs = []
-        for name, bias in (body.logit_bias or {}).items():
-            if not (name.isdecimal() and int(name) < self._tokenizer.vocab_size):
+        given = None if body is None else body.logit_bias
+        for name, bias in (given or {}).items():
+            if not (_TOKEN_ID.fullmatch(name) and int(name) < self._vocab_size):
                 raise RequestError(
                     f"Invalid key '{name}' in 'logit_bias': expected a token id below "
-                    f"{self._tokenizer.vocab_size}.",
+                    f"{self._vocab_size}.",
                     "logit_bias",
                     "invalid_value",
                 )

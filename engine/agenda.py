@@ -46,7 +46,8 @@ class Agenda:
         self._rank_of_leaf = rank_of[plan.tree.order]  # [num_leaves] by place in the tree
         self._leaf_of_rank = np.empty(num, np.int64)
         self._leaf_of_rank[self._rank_of_leaf] = np.arange(num)
-        self._ahead: list[Sequence] = []  # rank FIRST_AHEAD + i
+        self._ahead: dict[int, Sequence] = {}  # by rank, until they are through
+        self._next_ahead = FIRST_AHEAD
 
     @property
     def num_waiting(self) -> int:
@@ -84,15 +85,22 @@ class Agenda:
             self.nodes.retire(self.chain(rank))
             if rank >= 0:
                 self._is_waiting[rank] = False
+            else:
+                del self._ahead[rank]
 
     def put_ahead(self, sequence: Sequence) -> None:
         """Let `sequence` wait before all of the plan, behind those that were put there earlier."""
-        self._ahead.append(sequence)
-        self.push(FIRST_AHEAD + len(self._ahead) - 1)
+        self._ahead[self._next_ahead] = sequence
+        self.push(self._next_ahead)
+        self._next_ahead += 1
+
+    def end(self, rank: int) -> None:
+        """The sequence at `rank`, which ran, is through."""
+        self._ahead.pop(rank, None)
 
     def sequence(self, rank: int) -> Sequence:
         if rank < 0:
-            return self._ahead[rank - FIRST_AHEAD]
+            return self._ahead[rank]
         return self.plan.sequences[int(self.plan.order[rank])]
 
     def chain(self, rank: int) -> list[int]:

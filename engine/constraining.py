@@ -17,12 +17,15 @@ from trunkline.engine.requests.tools import ToolMode, ToolUse
 class Rule:
     """A grammar, and from where on an answer follows it.
 
-    ``after_token`` is the token that ends reasoning; None: the answer begins with what the grammar
-    is of.
+    Attributes:
+        after_token: ends reasoning; None: the answer begins with what the grammar is of.
+        unless_first_token: begins reasoning; an answer that begins otherwise has none. None: the
+            prompt has begun it.
     """
 
     grammar: str
-    after_token: int | None
+    after_token: int | None = None
+    unless_first_token: int | None = None
 
 
 def rule_of(
@@ -30,12 +33,14 @@ def rule_of(
     family: ModelFamily,
     grammars: Grammars,
     *,
-    may_think: bool,
+    may_think: bool = False,
+    starts_thinking: bool = False,
 ) -> Rule | None:
     """What answers to `body` are held to; None: to nothing.
 
     Args:
         may_think: an answer may begin with reasoning.
+        starts_thinking: it does, and the prompt has opened it.
 
     Raises:
         RequestError: the grammar cannot be taken, or does not go with another field.
@@ -52,8 +57,16 @@ def rule_of(
         raise RequestError(
             f"'{param}' cannot be used to constrain the answer: {error}.", param, "invalid_value"
         ) from error
-    end = family.think_tags.end if may_think and family.think_tags is not None else None
-    return Rule(grammar, None if end is None else family.vocabulary.get(end))
+    except RecursionError:
+        raise RequestError(f"'{param}' is nested too deeply.", param, "invalid_value") from None
+    if not may_think or family.think_tags is None:
+        return Rule(grammar)
+    begin, end = (
+        family.vocabulary.get(tag) for tag in (family.think_tags.begin, family.think_tags.end)
+    )
+    if end is None or (begin is None and not starts_thinking):
+        return Rule(grammar)  # where reasoning is cannot be told by single tokens
+    return Rule(grammar, end, None if starts_thinking else begin)
 
 
 def _grammar(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from weakref import WeakKeyDictionary
 
 from trunkline.engine.answering import Counts
 from trunkline.engine.detokenize import StopStringWatcher
@@ -55,8 +54,8 @@ class Engine:
         self._requests: dict[int, Request] = {}  # by Sequence.request_id
         self._num_reading_groups = 0
         self._finished: list[Request] = []  # that `step` has not returned yet
-        # Of unfinished sequences with stop strings; an entry goes with its sequence.
-        self._watchers: WeakKeyDictionary[Sequence, StopStringWatcher] = WeakKeyDictionary()
+        # Of unfinished sequences with stop strings.
+        self._watchers: dict[Sequence, StopStringWatcher] = {}
 
     @property
     def has_work(self) -> bool:
@@ -93,7 +92,8 @@ class Engine:
             self.add(added)
             return
         self._check_grammars(sequences)
-        self._group_readers(sequences)
+        for sequence in sequences:
+            self._group_readers([sequence])  # they compute apart, and so have not read alike
         self.scheduler.add_ahead(sequences)
         self._register(added)
 
@@ -121,16 +121,25 @@ class Engine:
         self._finished = [request for request in self._finished if not should_drop(request)]
         dropped = {id_ for id_, request in self._requests.items() if should_drop(request)}
         self.scheduler.drop(lambda sequence: sequence.request_id in dropped)
-        for request_id in dropped:
-            del self._requests[request_id]
+        self._forget_requests(dropped)
 
     def withdraw(self, should_withdraw: Callable[[Request], bool]) -> None:
         """Like `drop`, for a few of many: what is left is not planned anew."""
         self._finished = [r for r in self._finished if not should_withdraw(r)]
         gone = {id_ for id_, request in self._requests.items() if should_withdraw(request)}
         self.scheduler.withdraw(lambda sequence: sequence.request_id in gone)
-        for request_id in gone:
-            del self._requests[request_id]
+        self._forget_requests(gone)
+
+    def _forget_requests(self, request_ids: Iterable[int]) -> None:
+        for request_id in request_ids:
+            for sequence in self._requests.pop(request_id).sequences:
+                self._forget(sequence)
+
+    def _forget(self, sequence: Sequence) -> None:
+        """Free what is kept for an unfinished sequence; the scheduler's plan may keep itself."""
+        self._watchers.pop(sequence, None)
+        if self._token_masks is not None:
+            self._token_masks.forget(sequence)
 
     def step(self) -> list[Request]:
         """Schedule, run, commit; the requests that this finished."""
@@ -210,8 +219,7 @@ class Engine:
             sequence.logprobs.clear()
         else:
             self.output_lengths.observe(sequence, len(sequence.output))
-        if self._token_masks is not None:
-            self._token_masks.forget(sequence)
+        self._forget(sequence)
         request = self._requests[sequence.request_id]
         request.num_unfinished -= 1
         return None if request.num_unfinished else self._requests.pop(sequence.request_id)

@@ -42,6 +42,7 @@ class Grammars:
                 without a token are never allowed.
         """
         self._tokenizer = tokenizer
+        self.logits_vocab_size = logits_vocab_size
         self._num_bits = max(logits_vocab_size, tokenizer.vocab_size)
         # 32-bit words of a mask, which has a bit for every logit and every token.
         self.num_mask_words = -(-self._num_bits // 32)

@@ -7,8 +7,9 @@ from typing import Any
 
 Schema = dict[str, Any]
 
-# How JSON is written: on one line, with the spaces that most of what models have read has. A model
-# that may choose fills the rest of its output with blanks now and then, above all a small one.
+# How JSON is written: on one line, with the spaces that Python's json.dumps writes, and so chat
+# templates, and so most of what models have read. A model that may choose fills the rest of its
+# output with blanks now and then, above all a small one.
 JSON_OPTIONS = {
     "whitespace_flexible": False,
     "item_separator": ", ",

@@ -15,10 +15,12 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
+from dataclasses import dataclass
 
 from trunkline.engine.answering import AnswerEngine, LineAdmission
 from trunkline.engine.answers.streams import AnswerStream, StreamEvent, stream_of
+from trunkline.engine.faults import fault_of
 from trunkline.engine.outcome import answered, refused
 from trunkline.engine.request import Line, Refusal, Request
 from trunkline.store.live import LiveAnswer, LiveEvent, LiveRequest, LiveWork
@@ -35,6 +37,12 @@ MAX_CLAIMED = 64
 MAX_HELD = 256
 # Above the priority of any batch.
 PRIORITY = 1_000_000
+
+
+@dataclass(frozen=True)
+class _Streamed:
+    line: Line
+    stream: AnswerStream
 
 
 class LiveDesk:
@@ -72,7 +80,7 @@ class LiveDesk:
         self._said: queue.Queue[LiveEvent | LiveAnswer] = queue.Queue()
         self._has_said = threading.Event()
         # Of the main thread: by request id.
-        self._streams: dict[str, AnswerStream] = {}
+        self._streams: dict[str, _Streamed] = {}
         self._num_events: dict[str, int] = {}
 
     # The main thread.
@@ -82,34 +90,49 @@ class LiveDesk:
         with self._lock:
             unwanted, self._unwanted = self._unwanted, set()
         if unwanted:
-            self._engine.withdraw(lambda request: request.line.batch_id in unwanted)
-            for request_id in unwanted:
-                self._forget(request_id)
+            self._withdraw(unwanted)
         new = []
         while not self._admitted.empty():
             request = self._admitted.get()
-            new.append(request)
-            if _is_streaming(request):
-                stream = stream_of(request, self._engine.tokenizer, int(time.time()))
-                self._streams[request.line.batch_id] = stream
+            if request.line.batch_id in unwanted:
+                continue
+            if not _is_streaming(request) or self._begins_stream(request):
+                new.append(request)
         if new:
             self._engine.add_ahead(new)
 
     def read_streams(self) -> None:
         """Say what a step has added to the answers that are streamed."""
-        for request_id, stream in self._streams.items():
-            self._say_events(request_id, stream.progress())
+        for request_id, streamed in list(self._streams.items()):
+            try:
+                self._say_events(request_id, streamed.stream.progress())
+            except Exception as error:
+                self._say_answer(request_id, _failed(streamed.line, error))
+                self._withdraw({request_id})
 
     def finish(self, request: Request) -> Outcome:
         """Answer a request that has finished."""
         request_id = request.line.batch_id
         outcome = answered(request, self._engine.tokenizer, int(time.time()))
-        stream = self._streams.get(request_id)
-        if stream is not None:
-            self._say_events(request_id, stream.finish())
+        streamed = self._streams.get(request_id)
+        if streamed is not None:
+            try:
+                self._say_events(request_id, streamed.stream.finish())
+            except Exception as error:
+                outcome = _failed(request.line, error)
         self._say_answer(request_id, outcome)
         self._forget(request_id)
         return outcome
+
+    def _begins_stream(self, request: Request) -> bool:
+        """Whether the request, which wants a stream, has one now; else it is answered."""
+        try:
+            stream = stream_of(request, self._engine.tokenizer, int(time.time()))
+        except Exception as error:
+            self._say_answer(request.line.batch_id, _failed(request.line, error))
+            return False
+        self._streams[request.line.batch_id] = _Streamed(request.line, stream)
+        return True
 
     def _say_events(self, request_id: str, events: Iterable[StreamEvent]) -> None:
         for event in events:
@@ -123,6 +146,11 @@ class LiveDesk:
         assert outcome.body is not None
         self._said.put(LiveAnswer(request_id, outcome.status_code, outcome.body))
         self._has_said.set()
+
+    def _withdraw(self, request_ids: Set[str]) -> None:
+        self._engine.withdraw(lambda request: request.line.batch_id in request_ids)
+        for request_id in request_ids:
+            self._forget(request_id)
 
     def _forget(self, request_id: str) -> None:
         self._streams.pop(request_id, None)
@@ -195,6 +223,10 @@ class LiveDesk:
                 self._held -= gone
                 self._unwanted |= gone
             self._wake()
+
+
+def _failed(line: Line, error: Exception) -> Outcome:
+    return refused(fault_of(line, "writing the answer", error))
 
 
 def _is_streaming(request: Request) -> bool:

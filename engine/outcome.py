@@ -13,6 +13,7 @@ from trunkline.engine.answers.responses import response
 from trunkline.engine.answers.scoring import score_answer
 from trunkline.engine.answers.text_stream import Detokenizer
 from trunkline.engine.answers.usage import Usage
+from trunkline.engine.faults import fault_of
 from trunkline.engine.request import Refusal, Request
 from trunkline.engine.requests.chat import ChatCompletionRequest
 from trunkline.engine.requests.completion import CompletionRequest
@@ -38,13 +39,16 @@ def answered(request: Request, tokenizer: Detokenizer, created: int) -> Outcome:
         created: unix seconds.
     """
     try:
-        body, usage = _answer(request, tokenizer, created)
+        answer, usage = _answer(request, tokenizer, created)
+        body = json_text(answer)
     except RequestError as error:
         return refused(Refusal(request.line, error))
+    except Exception as error:  # see `faults`
+        return refused(fault_of(request.line, "writing the answer", error))
     return Outcome(
         line=request.line.line,
         status_code=200,
-        body=json_text(body),
+        body=body,
         num_prompt_tokens=usage.num_prompt_tokens,
         num_cached_tokens=usage.num_cached_tokens,
         num_output_tokens=usage.num_output_tokens,

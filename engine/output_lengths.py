@@ -8,7 +8,7 @@ preemption, no more.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,6 +17,8 @@ from trunkline.engine.sequence import Sequence
 
 # Prompts that agree in so many tokens follow one template.
 TEMPLATE_TOKENS = 64
+# Templates that are remembered.
+MAX_TEMPLATES = 4096
 # The newest lengths of a template that are remembered.
 MAX_SAMPLES = 512
 # With fewer samples than this a quantile says nothing.
@@ -43,7 +45,7 @@ class OutputLengths:
     """Predicts output lengths by template."""
 
     def __init__(self) -> None:
-        self._templates: dict[bytes, _Template] = {}
+        self._templates: OrderedDict[bytes, _Template] = OrderedDict()  # used last at the end
 
     def expected(self, sequence: Sequence) -> int:
         """Tokens that `sequence` is expected to generate, at most its `max_tokens`."""
@@ -57,7 +59,12 @@ class OutputLengths:
 
     def observe(self, sequence: Sequence, num_tokens: int) -> None:
         """Learn that a sequence with the prompt of `sequence` generated `num_tokens`."""
-        self._templates.setdefault(_key(sequence), _Template()).observe(num_tokens)
+        key = _key(sequence)
+        template = self._templates.pop(key, None) or _Template()
+        template.observe(num_tokens)
+        self._templates[key] = template
+        if len(self._templates) > MAX_TEMPLATES:
+            self._templates.popitem(last=False)
 
 
 def _key(sequence: Sequence) -> bytes:

@@ -123,10 +123,12 @@ class ReadingsInFlight:
         """What is to be read of the rows of `plan`, which is the next step in flight."""
         parts: list[tuple[int, int, int, list[Sequence]]] = []  # start, end, first row, readers
         slots = plan.entry_sequence
-        for entry in np.flatnonzero(table.reads[slots]).tolist():
+        reads = table.reads[slots] & (plan.entry_start < table.prompt_len[slots])
+        first_rows = np.cumsum(plan.entry_length) - plan.entry_length
+        for entry in np.flatnonzero(reads).tolist():
             slot, start = int(slots[entry]), int(plan.entry_start[entry])
             end = min(start + int(plan.entry_length[entry]), int(table.prompt_len[slot]))
-            first_row = int(plan.entry_length[:entry].sum())
+            first_row = int(first_rows[entry])
             # Shared nodes are read for all below them, the rest for the sequence alone.
             nodes = [node for node in chains[slot] if agenda.plan.tree.end[node] > start]
             readers = [agenda.sequences_below(node) for node in nodes]

@@ -22,6 +22,8 @@ from trunkline.engine.sequence import Sequence
 from trunkline.kernels.dispatch import apply_token_masks, sample_rows
 
 NO_ROWS = np.empty(0, np.int64)
+# Of a repetition penalty: whatever is beyond has no other effect, but may overflow.
+MOST_REPETITION_PENALTY = 1e30
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,9 @@ def sample(logits: Tensor, batch: SamplingBatch, masks: Tensor | None = None) ->
     if masks is not None:
         assert batch.mask_of_row is not None
         logits = apply_token_masks(logits.contiguous(), masks, batch.mask_of_row)
-    return sample_rows(logits, batch.temperature, batch.top_k, batch.top_p, batch.uniform)
+    tokens = sample_rows(logits, batch.temperature, batch.top_k, batch.top_p, batch.uniform)
+    # Of a row without a finite logit comes what is no token; the next step would fail on it.
+    return tokens.clamp_(0, logits.shape[1] - 1)
 
 
 def counter_uniform(seeds: NDArray[np.uint64], positions: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -163,7 +167,9 @@ def _logit_edits(
         output = np.array(sequence.output, dtype=np.int64)
         if params.repetition_penalty != 1.0:
             seen = np.unique(np.concatenate([sequence.prompt.astype(np.int64), output]))
-            repeat += [(row, token, params.repetition_penalty) for token in seen.tolist()]
+            penalty = min(params.repetition_penalty, MOST_REPETITION_PENALTY)
+            penalty = max(penalty, 1 / MOST_REPETITION_PENALTY)
+            repeat += [(row, token, penalty) for token in seen.tolist()]
         tokens, counts = np.unique(output, return_counts=True)
         for token, count in zip(tokens.tolist(), counts.tolist(), strict=True):
             amount = params.presence_penalty + params.frequency_penalty * count

@@ -348,6 +348,8 @@ class Scheduler:
             self._running, int(self._table.rank[slot]), key=self._table.rank.__getitem__
         )
         del self._running[at]
+        if finished:
+            self._agenda.end(int(self._table.rank[slot]))
         return self._table.give_back(slot)
 
     def _admit(self, budget: int, chunks: dict[int, int]) -> None:

@@ -42,6 +42,9 @@ class SamplingParams:
     grammar: str | None = None  # of llguidance; the output follows it
     # The output follows the grammar after the first of these tokens; None: from its beginning.
     grammar_after_token: int | None = None
+    # An output that does not begin with this token follows the grammar from its beginning all the
+    # same; None: however it begins, it follows after the other token.
+    grammar_unless_first_token: int | None = None
 
     @property
     def is_greedy(self) -> bool:

@@ -7,6 +7,9 @@ fill the masks of all constrained rows.
 An output is complete where its grammar allows nothing more; there a mask has the end-of-sequence
 tokens alone. They end the sequence, also one that ignores them elsewhere. `min_tokens` holds stop
 tokens back as long as the grammar allows anything else.
+
+A grammar may begin behind a token that ends reasoning. Where an output need not begin with
+reasoning, its first token is either the one that opens it or one that the grammar allows.
 """
 
 from __future__ import annotations
@@ -46,6 +49,7 @@ class _Row:
     grammar: str
     new_tokens: list[int]  # follow what the matcher has read
     held_back: tuple[int, ...]  # tokens that may come only if there is no other
+    besides: int | None = None  # a token that may come though the grammar does not have it
 
 
 class TokenMasks:
@@ -90,7 +94,10 @@ class TokenMasks:
     def follows_grammar(self, sequence: Sequence) -> bool:
         """Whether the last token of `sequence` was sampled by its grammar."""
         progress = self._progress.get(sequence)
-        return progress is not None and progress.follows
+        if progress is None:
+            return False
+        is_first = len(sequence.output) == 1
+        return progress.follows or (is_first and _begins_with_grammar(sequence))
 
     def failure(self, sequence: Sequence) -> str | None:
         """Why the next token of `sequence` cannot be told; its mask was no use. None: it can.
@@ -112,9 +119,16 @@ class TokenMasks:
         if progress is None:
             progress = self._progress[sequence] = _Progress()
             progress.follows = sampling.grammar_after_token is None
+        if not output and not progress.follows:
+            if sampling.grammar_unless_first_token is None:
+                return None
+            # The first token says whether the grammar begins with it.
+            return _Row(progress, sampling.grammar, [], (), sampling.grammar_unless_first_token)
         new_tokens = output[progress.num_read :]
         progress.num_read = len(output)
-        if not progress.follows:
+        if not progress.follows and _begins_with_grammar(sequence):
+            progress.follows = True
+        elif not progress.follows:
             assert sampling.grammar_after_token is not None
             if sampling.grammar_after_token not in new_tokens:
                 return None
@@ -157,8 +171,11 @@ class TokenMasks:
                 row.progress.failure = matcher.get_error().strip()
             if row.progress.failure is not None:
                 _only(mask, self._grammars.eos_token_ids)
-            elif row.held_back:
+                continue
+            if row.held_back:
                 _hold_back(mask, row.held_back)
+            if row.besides is not None:
+                _allow(mask, row.besides)
         return masks
 
     def _matcher_of(self, row: _Row) -> Matcher | None:
@@ -177,11 +194,21 @@ class TokenMasks:
         return row.progress.matcher
 
 
+def _begins_with_grammar(sequence: Sequence) -> bool:
+    """Whether an output, which has begun, follows its grammar from its beginning."""
+    opening = sequence.sampling.grammar_unless_first_token
+    return opening is not None and sequence.output[0] != opening
+
+
 def _only(mask: NDArray[np.uint32], tokens: frozenset[int]) -> None:
     mask[:] = 0
     for token in tokens:
-        if token < 32 * len(mask):
-            mask[token // 32] |= np.uint32(1 << token % 32)
+        _allow(mask, token)
+
+
+def _allow(mask: NDArray[np.uint32], token: int) -> None:
+    if token < 32 * len(mask):
+        mask[token // 32] |= np.uint32(1 << token % 32)
 
 
 def _hold_back(mask: NDArray[np.uint32], tokens: tuple[int, ...]) -> None:

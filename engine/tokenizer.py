@@ -33,6 +33,7 @@ class Tokenizer:
         self._hf = AutoTokenizer.from_pretrained(str(folder))
         self._is_byte_level = "ByteLevel" in str(self._hf.backend_tokenizer.decoder)
         self._special_ids = frozenset(self._hf.all_special_ids)
+        self._bytes_of: dict[int, bytes] = {}  # tokens that were asked for
         self.eos_token_ids = _eos_token_ids(folder, self._hf.eos_token_id)
         self.vocab_size: int = len(self._hf)
 
@@ -134,6 +135,12 @@ class Tokenizer:
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that one token stands for; a special token's are its name."""
+        known = self._bytes_of.get(token_id)
+        if known is None:
+            known = self._bytes_of[token_id] = self._find_bytes(token_id)
+        return known
+
+    def _find_bytes(self, token_id: int) -> bytes:
         token = self._hf.convert_ids_to_tokens(token_id)
         if token is None:  # the model's output layer is wider than the vocabulary
             return b""

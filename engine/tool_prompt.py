@@ -40,7 +40,7 @@ def with_tools_as_text(
     written = _with_results_joined(map(_with_calls_as_text, messages))
     if not tools:
         return written
-    prompt = _SYSTEM_PROMPT.format(signatures="\n".join(map(_json, tools)))
+    prompt = _SYSTEM_PROMPT.format(signatures="\n".join(map(json_of, tools)))
     if written[0]["role"] == "system":
         joined = f"{written[0]['content']}\n\n{prompt}"
         return [{**written[0], "content": joined}, *written[1:]]
@@ -51,7 +51,7 @@ def _with_calls_as_text(message: JsonObject) -> JsonObject:
     calls = message.get("tool_calls")
     if not calls:
         return message
-    texts = [f"<tool_call>\n{_json(_call(call['function']))}\n</tool_call>" for call in calls]
+    texts = [f"<tool_call>\n{json_of(_call(call['function']))}\n</tool_call>" for call in calls]
     if message["content"]:
         texts.insert(0, message["content"])
     kept = {name: value for name, value in message.items() if name != "tool_calls"}
@@ -80,5 +80,6 @@ def _with_results_joined(messages: Iterable[JsonObject]) -> list[JsonObject]:
     return joined
 
 
-def _json(value: JsonObject) -> str:
+def json_of(value: JsonObject) -> str:
+    """`value` as chat templates write it."""
     return json.dumps(value, ensure_ascii=False)

@@ -87,7 +87,8 @@ def _invert(mass: Tensor, uniform: Tensor) -> Tensor:
     """[n] the index at which the running sum of [n, size] masses passes the share `uniform`."""
     cumulative = mass.cumsum(-1, dtype=torch.int64)
     target = (uniform.double() * cumulative[:, -1].double()).long().unsqueeze(1)
-    return torch.searchsorted(cumulative, target, right=True).squeeze(1)
+    found = torch.searchsorted(cumulative, target, right=True).squeeze(1)
+    return found.clamp_max_(mass.shape[1] - 1)  # of masses that are no numbers
 
 
 def _draw_restricted(
@@ -114,7 +115,7 @@ def _draw_restricted(
         is_open = torch.where(by_count[rows], mass[:, -1] > 0, is_kept[:, -1])
         is_settled = ~is_open | (size == vocab_size)
 
-        width = int(is_kept.sum(-1).amax())
+        width = max(int(is_kept.sum(-1).amax()), 1)
         order = ids[:, :width].argsort(-1)
         kept_mass = (mass * is_kept)[:, :width].gather(1, order)
         drawn = order.gather(1, _invert(kept_mass, uniform[rows]).unsqueeze(1))

@@ -41,7 +41,10 @@ class AnswerStream(Protocol):
         """What the tokens since the last call have added; it may be called at any time."""
 
     def finish(self) -> list[StreamEvent]:
-        """All that is left to say; the request's sequences have all finished."""
+        """All that is left to say; the request's sequences have all finished.
+
+        Of a request that failed, its answer says why.
+        """
 
 
 def stream_of(
@@ -102,8 +105,8 @@ class _ChatStream:
         ]
 
     def finish(self) -> list[StreamEvent]:
-        if error := failure_of(self._request, self._body):
-            return [_event(error.as_body())]
+        if failure_of(self._request, self._body):
+            return []
         events = []
         for choice in self._choices:
             events += self._chunks(choice, choice.last_deltas())
@@ -181,8 +184,8 @@ class _CompletionStream:
         return [event for choice in self._choices for event in self._chunks(choice, is_last=False)]
 
     def finish(self) -> list[StreamEvent]:
-        if error := failure_of(self._request, self._body):
-            return [_event(error.as_body())]
+        if failure_of(self._request, self._body):
+            return []
         events = [event for choice in self._choices for event in self._chunks(choice, is_last=True)]
         if self._body.include_usage:
             usage = completion_usage(self._request, self._body).of_completion()

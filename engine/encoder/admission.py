@@ -15,6 +15,7 @@ from trunkline.engine.answers.scoring import texts_to_embed
 from trunkline.engine.encoder.model import Encoder, EncoderInput
 from trunkline.engine.encoder.sequence import EncoderSequence
 from trunkline.engine.encoder.tokenizer import EncoderTokenizer
+from trunkline.engine.faults import admit_together
 from trunkline.engine.request import Line, Refusal, Request
 from trunkline.engine.requests.embedding import EmbeddingRequest
 from trunkline.engine.requests.errors import RequestError, listed
@@ -48,9 +49,7 @@ class EncoderAdmission:
 
     def admit(self, lines: Iterable[Line]) -> Iterator[Request | Refusal]:
         """Each line's request, or what is wrong with it, in the order of the lines."""
-        remaining = iter(lines)
-        while chunk := list(islice(remaining, TOKENIZE_CHUNK_LINES)):
-            yield from self._admit_chunk(chunk)
+        return admit_together(lines, TOKENIZE_CHUNK_LINES, self._admit_chunk)
 
     def _admit_chunk(self, lines: list[Line]) -> Iterator[Request | Refusal]:
         parsed: list[PoolingRequest | RequestError] = []

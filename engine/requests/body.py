@@ -6,7 +6,6 @@ misspelt one would change the answer in silence.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -14,6 +13,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from trunkline.engine.requests.checks import check_writable
 from trunkline.engine.requests.errors import (
     RequestError,
     invalid_type,
@@ -70,7 +70,7 @@ class RequestBody(BaseModel):
         given = {name: value for name, value in body.items() if value is not None}
         cls._check_names(given)
         for name, value in given.items():
-            _check_text(name, value)
+            check_writable(value, name)
         names = cls.model_fields.keys()
         fields = {name: value for name, value in given.items() if name in names}
         try:
@@ -98,20 +98,6 @@ class RequestBody(BaseModel):
                 raise unsupported_parameter(name, "This endpoint has no such parameter.")
             if not _is_among(value, refused.harmless):
                 raise unsupported_parameter(name, refused.reason)
-
-
-_as_json = json.JSONEncoder(ensure_ascii=False).encode
-
-
-def _check_text(name: str, value: object) -> None:
-    """Raise RequestError when a value holds text that is none, or is nested too deeply to read."""
-    try:
-        text = value if isinstance(value, str) else _as_json(value)
-        text.encode()
-    except UnicodeEncodeError:
-        raise invalid_value(name, "it holds half of a surrogate pair") from None
-    except RecursionError:
-        raise invalid_value(name, "it is nested too deeply") from None
 
 
 def _is_among(value: object, harmless: tuple[object, ...]) -> bool:

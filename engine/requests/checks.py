@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -14,6 +15,24 @@ from trunkline.engine.requests.errors import (
 )
 
 JsonObject = dict[str, Any]
+
+_as_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+
+
+def check_writable(value: object, path: str) -> None:
+    """Raise RequestError unless `value` can be written as JSON again.
+
+    Half of a surrogate pair cannot, nor a number like 1e999, nor what is nested too deeply.
+    """
+    try:
+        text = value if isinstance(value, str) else _as_json(value)
+        text.encode()
+    except UnicodeEncodeError:
+        raise invalid_value(path, "it holds half of a surrogate pair") from None
+    except RecursionError:
+        raise invalid_value(path, "it is nested too deeply") from None
+    except ValueError:
+        raise invalid_value(path, "it holds a number that JSON does not have") from None
 
 
 def as_object(value: object, path: str) -> JsonObject:

@@ -8,10 +8,8 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from trunkline.engine.requests.body import Refused, RequestBody
-from trunkline.engine.requests.errors import invalid_value, missing_parameter
+from trunkline.engine.requests.errors import missing_parameter
 from trunkline.engine.requests.prompts import Prompts, read_prompts
-
-MAX_INPUTS = 2048  # as OpenAI's API has it
 
 # What vLLM's pooling endpoints have besides.
 REFUSED_IN_POOLING: Mapping[str, Refused] = {
@@ -43,7 +41,4 @@ class EmbeddingRequest(RequestBody):
     def read(cls, body: Mapping[str, Any]) -> dict[str, Any]:
         if "input" not in body:
             raise missing_parameter("input")
-        prompts = read_prompts(body["input"], "input")
-        if len(prompts) > MAX_INPUTS:
-            raise invalid_value("input", f"expected at most {MAX_INPUTS} texts, got {len(prompts)}")
-        return {"prompts": prompts}
+        return {"prompts": read_prompts(body["input"], "input")}

@@ -25,16 +25,30 @@ class RequestError(Exception):
         self.code = code
 
     status_code: ClassVar[int] = 400
+    kind: ClassVar[str] = "invalid_request_error"
 
     def as_body(self) -> dict[str, Any]:
         return {
             "error": {
                 "message": self.message,
-                "type": "invalid_request_error",
+                "type": self.kind,
                 "param": self.param,
                 "code": self.code,
             }
         }
+
+
+class InternalError(RequestError):
+    """This engine's own fault: a request that it could not handle, though nothing is wrong with it.
+
+    ``doing`` is what failed, for the message.
+    """
+
+    status_code = 500
+    kind = "server_error"
+
+    def __init__(self, doing: str) -> None:
+        super().__init__(f"The engine failed while {doing}.", code="internal_error")
 
 
 def _storable(text: str) -> str:

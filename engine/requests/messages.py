@@ -10,6 +10,7 @@ from trunkline.engine.requests.checks import (
     as_array,
     as_object,
     as_string,
+    check_writable,
     one_of,
     optional_bool,
     optional_string,
@@ -87,6 +88,7 @@ def arguments_of(text: str, path: str) -> JsonObject:
         raise invalid_value(path, f"it is not JSON: {error}") from None
     if not isinstance(arguments, dict):
         raise invalid_type(path, "the JSON text of an object", arguments)
+    check_writable(arguments, path)  # JSON may spell what is no text
     return arguments
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from trunkline.engine.requests.errors import RequestError
+from trunkline.engine.requests.errors import RequestError, invalid_value
 
 Prompts = list[str] | list[list[int]]
+
+MAX_PROMPTS = 2048  # as OpenAI's API has it
 
 
 def read_prompts(value: object, param: str) -> Prompts:
     """A list of prompts from any form that the API allows.
 
     Raises:
-        RequestError: it is of no such form, or a prompt is empty.
+        RequestError: it is of no such form, a prompt is empty, or there are too many.
     """
     prompts = [value] if isinstance(value, str) or _is_token_ids(value) else value
     if not (
@@ -26,6 +28,8 @@ def read_prompts(value: object, param: str) -> Prompts:
             param,
             "invalid_value",
         )
+    if len(prompts) > MAX_PROMPTS:
+        raise invalid_value(param, f"expected at most {MAX_PROMPTS} of them, got {len(prompts)}")
     return prompts
 
 

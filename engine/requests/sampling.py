@@ -13,6 +13,9 @@ from trunkline.engine.requests.errors import RequestError, unsupported_parameter
 
 MAX_CHOICES = 128
 MAX_TOP_LOGPROBS = 20
+# Each of them is looked at for every token that is generated.
+MAX_LOGIT_BIASES = 1024
+MAX_STOPS = 128
 
 
 def _as_list(value: object) -> object:
@@ -20,7 +23,14 @@ def _as_list(value: object) -> object:
 
 
 TokenId = Annotated[int, Field(ge=0)]
-StopStrings = Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_as_list)]
+StopStrings = Annotated[
+    list[Annotated[str, Field(min_length=1)]],
+    BeforeValidator(_as_list),
+    Field(max_length=MAX_STOPS),
+]
+LogitBias = Annotated[
+    dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=MAX_LOGIT_BIASES)
+]
 
 ACCEPTED_IN_GENERATION = ACCEPTED_EVERYWHERE | {"service_tier", "metadata", "store"}
 
@@ -53,9 +63,9 @@ class SamplingFields(RequestBody):
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     repetition_penalty: float | None = Field(None, gt=0, allow_inf_nan=False)
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    logit_bias: LogitBias | None = None
     stop: StopStrings | None = None
-    stop_token_ids: list[TokenId] | None = None
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOPS)] | None = None
     ignore_eos: bool = False
     stream: bool = False
 

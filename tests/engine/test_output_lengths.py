@@ -6,7 +6,7 @@ import random
 
 import numpy as np
 
-from trunkline.engine.output_lengths import MIN_SAMPLES, OutputLengths
+from trunkline.engine.output_lengths import MAX_TEMPLATES, MIN_SAMPLES, OutputLengths
 from trunkline.engine.scheduler import Scheduler
 from trunkline.engine.scheduler_config import SchedulerConfig
 from trunkline.engine.sequence import SamplingParams, Sequence
@@ -33,6 +33,16 @@ def test_a_quantile_by_template_once_there_are_enough() -> None:
     assert lengths.expected(make(2)) == 400, "another template"
     assert lengths.expected(make(1, max_tokens=5)) == 5
     assert lengths.expected(make(1, stop=False)) == 400, "it cannot end before"
+
+
+def test_templates_that_were_not_seen_for_long_are_forgotten() -> None:
+    lengths = OutputLengths()
+    for prefix in range(2 * MAX_TEMPLATES):
+        lengths.observe(make(prefix + 10), 1)
+        if prefix < MIN_SAMPLES or prefix % 1000 == 0:
+            lengths.observe(make(1), 20)
+    assert lengths.expected(make(1)) == 20, "it was seen again and again"
+    assert len(lengths._templates) == MAX_TEMPLATES
 
 
 def steps_with(lengths: OutputLengths | None) -> tuple[int, int]:

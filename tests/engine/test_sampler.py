@@ -209,3 +209,31 @@ def test_logprobs_are_the_models_own(logits: torch.Tensor) -> None:
         assert list(entry.top_ids) == expected.topk(count).indices.tolist()
         assert list(entry.top_logprobs) == pytest.approx(expected.topk(count).values.tolist())
     assert tokens[0] == 17
+
+
+@pytest.mark.parametrize("penalty", [1e-300, 1e300])
+@pytest.mark.parametrize("temperature", [0.0, 1.0, 1e-40])
+def test_extreme_penalties_leave_numbers(
+    logits: torch.Tensor, penalty: float, temperature: float
+) -> None:
+    logits[0, 3] = 0.0
+    sequence = sequence_with(
+        (1, 3), tuple(range(20)), repetition_penalty=penalty, temperature=temperature
+    )
+    (token,) = run(logits, [sequence])
+    assert token < VOCAB
+    if penalty < 1 or temperature < 1:  # the largest, all but for certain
+        assert logits[0, token] > 0
+        assert (token < 20) == (penalty < 1)
+
+
+@pytest.mark.parametrize("params", [{}, {"temperature": 1.0}, {"temperature": 1.0, "top_p": 0.5}])
+def test_a_row_without_a_number_gets_a_token_of_the_vocabulary(params: dict[str, Any]) -> None:
+    for value in (torch.nan, -torch.inf):
+        logits = torch.full((2, VOCAB), value)
+        logits[1] = torch.arange(VOCAB).float() * 100
+        sequences = [sequence_with(**params), sequence_with(**params)]
+        positions = np.array([1, 1], np.int64)
+        tokens = sample(logits, sampling_batch(sequences, positions, VOCAB, CPU))
+        assert 0 <= int(tokens[0]) < VOCAB
+        assert int(tokens[1]) == VOCAB - 1

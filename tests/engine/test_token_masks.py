@@ -33,7 +33,7 @@ from trunkline.engine.tokenizer import Tokenizer
 
 CPU = torch.device("cpu")
 PAGE = 8
-END, OTHER_END, THINK_END = 0, 1, 3
+END, OTHER_END, THINK, THINK_END = 0, 1, 2, 3
 ENDS = frozenset([END, OTHER_END])
 # Wider than the tokenizer's 260.
 LOGITS = 275
@@ -260,6 +260,31 @@ def test_a_grammar_that_begins_after_a_token(bench: Bench, lookahead: int) -> No
     assert reference.finish_reason is FinishReason.LENGTH
 
 
+@pytest.mark.parametrize("lookahead", [0, 1])
+def test_reasoning_before_a_grammar_may_be_left_out(bench: Bench, lookahead: int) -> None:
+    """An output begins with the token that opens it, or with what the grammar is of."""
+    settings: dict[str, Any] = {
+        "stop_token_ids": frozenset(),
+        "temperature": 1.0,
+        "max_tokens": 200,
+        "grammar_after_token": THINK_END,
+        "grammar_unless_first_token": THINK,
+    }
+    digits = constrained(bench.regex("[0-9]{4}"), **settings)
+    thinks = replace(digits, logit_bias=((THINK, 50.0), (THINK_END, 50.0)))
+    plain = replace(digits, logit_bias=((THINK, -100.0), (THINK_END, 50.0)))
+    nothing = constrained(bench.regex("(ab)?"), **settings, logit_bias=((END, 100.0),))
+    sequences = bench.run([thinks, plain, nothing], lookahead=lookahead)
+    assert all(s.finish_reason is FinishReason.STOP and s.failure is None for s in sequences)
+    thought, answer, empty = (sequence.output for sequence in sequences)
+    assert thought[0] == THINK
+    split = thought.index(THINK_END) + 1
+    assert re.fullmatch("[0-9]{4}", bench.tokenizer.decode(thought[split:]))
+    assert re.fullmatch("[0-9]{4}", bench.tokenizer.decode(answer))
+    assert len(answer) == 5
+    assert empty == [END]
+
+
 def test_end_tokens_before_the_grammar_begins_do_not_end(bench: Bench) -> None:
     params = constrained(
         bench.regex("[0-9]{4}"),
@@ -381,8 +406,26 @@ def test_a_dropped_sequence_leaves_nothing(bench: Bench) -> None:
     assert engine._token_masks is not None
     assert len(engine._token_masks._progress) == 3
     engine.drop(lambda request: request.sequences[0].request_id > 0)
-    del sequences[1:]
     assert len(engine._token_masks._progress) == 1
     while engine.has_work:
         engine.step()
+    assert re.fullmatch("[a-z]{50}", bench.text(sequences[0]))
+
+
+def test_a_sequence_that_is_withdrawn_leaves_nothing(bench: Bench) -> None:
+    engine = bench.engine(lookahead=1)
+    body: Any = None
+    sequences = [make_sequence(i, constrained(bench.regex("[a-z]{50}"))) for i in range(2)]
+    engine.add(
+        Request(Line("b", s.request_id, "x", "/v1/completions", {}), body, [s], 1, 1)
+        for s in sequences
+    )
+    for _ in range(4):
+        engine.step()
+    engine.withdraw(lambda request: request.sequences[0].request_id == 1)
+    assert engine._token_masks is not None
+    assert list(engine._token_masks._progress) == sequences[:1]
+    while engine.has_work:
+        engine.step()
+    assert sequences[1].finish_reason is None
     assert re.fullmatch("[a-z]{50}", bench.text(sequences[0]))

@@ -5,11 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
+from trunkline.engine.json_grammar import prepared_schema
 from trunkline.engine.requests.tools import FunctionTool
-
-# The separators with which Python's json.dumps writes, and so the chat templates, and so what the
-# models have been trained on. With free whitespace a model can go on with nothing else for ever.
-_LAYOUT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
 def literal(text: str) -> str:
@@ -30,8 +27,8 @@ def arguments_rules(tools: Sequence[FunctionTool]) -> list[str]:
     """
     rules = []
     for number, tool in enumerate(tools):
-        options = {**_LAYOUT, "lenient": not tool.strict}
-        schema = {"type": "object", **tool.parameters, "x-guidance": options}
+        options = {"x-guidance": {"lenient": not tool.strict}}
+        schema = prepared_schema({"type": "object", **tool.parameters, **options})
         rules.append(f"arguments_{number}: %json {json.dumps(schema)}")
     return rules
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 
-from trunkline.engine.outcome import refused
+from trunkline.engine.outcome import answered, refused
 from trunkline.engine.pooling import PoolingConfig
 from trunkline.engine.prompt_reading import Pooling, PromptReading, PromptRecord
 from trunkline.engine.request import Line, Refusal
@@ -66,3 +66,22 @@ def test_a_refusal() -> None:
     assert (outcome.line, outcome.status_code) == (3, 400)
     assert outcome.body is not None
     assert json.loads(outcome.body)["error"]["param"] == "prompt"
+
+
+def test_an_answer_that_cannot_be_written_is_an_error_of_the_engine(
+    write: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken:
+        eos_token_ids = frozenset[int]()
+
+        def decode(self, token_ids: Sequence[int], **_: Any) -> str:
+            raise ZeroDivisionError(bytes(token_ids))
+
+    request = write("/v1/completions", {"prompt": "P"}, "secret").request
+    tokenizer: Any = Broken()
+    outcome = answered(request, tokenizer, 0)
+    assert outcome.status_code == 500
+    error = json.loads(outcome.body or "")["error"]
+    assert (error["type"], error["code"]) == ("server_error", "internal_error")
+    assert "ZeroDivisionError" in caplog.text
+    assert "secret" not in caplog.text

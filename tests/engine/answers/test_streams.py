@@ -353,14 +353,16 @@ def test_the_order_of_events(write: Callable[..., Any]) -> None:
     ]
 
 
-def test_a_stream_that_cannot_have_its_form_says_so(write: Callable[..., Any]) -> None:
+def test_a_stream_that_cannot_have_its_form_ends_without_an_end(write: Callable[..., Any]) -> None:
     for endpoint, request in (
         (CHAT, {"messages": MESSAGES, "response_format": {"type": "json_object"}}),
         (COMPLETIONS, {"prompt": "P", "response_format": {"type": "json_object"}}),
     ):
         written = write(endpoint, {**request, "stream": True}, "{")
         written.request.sequences[0].failure = "too many states"
-        error = written.chunks(itertools.repeat(1))[-1]["error"]
+        last = written.chunks(itertools.repeat(1))[-1]
+        assert last["choices"][0]["finish_reason"] is None
+        error = json.loads(written.outcome().body)["error"]
         assert (error["param"], error["code"]) == ("response_format", "constraint_failed")
     form = {"format": {"type": "json_object"}}
     written = write(RESPONSES, {"input": "Hi", "text": form, "stream": True}, "{")

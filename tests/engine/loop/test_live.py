@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
+from types import SimpleNamespace
 from typing import Any
 
-from trunkline.engine.live import PRIORITY
+import pytest
+
+from trunkline.engine import live
+from trunkline.engine.live import PRIORITY, LiveDesk
+from trunkline.engine.request import Request
+from trunkline.store.live import LiveRequest
 from trunkline.store.states import BatchStatus
 
 
@@ -66,3 +73,74 @@ def test_nothing_is_generated_for_a_client_that_has_gone(bench: Any) -> None:
         assert all(sequence.priority < PRIORITY for sequence in left)
         bench.wait(lambda: bench.status(batch_id) is BatchStatus.FINALIZING)
     assert bench.texts(batch_id) == {i + 1: "x" * 9 for i in range(1200)}
+
+
+class FailingStream:
+    """A stream that fails once there is something to tell."""
+
+    def __init__(self, request: Request, *_: Any) -> None:
+        self._request = request
+
+    def progress(self) -> list[Any]:
+        if self._request.sequences[0].output:
+            raise ZeroDivisionError
+        return []
+
+    def finish(self) -> list[Any]:
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("prompt", ["say 9", "say 0"])
+def test_a_stream_that_fails_ends_alone(
+    bench: Any, monkeypatch: pytest.MonkeyPatch, prompt: str
+) -> None:
+    monkeypatch.setattr(live, "stream_of", FailingStream)
+    with bench.loop():
+        request_id = bench.submit(prompt, is_streaming=True)
+        status, body = bench.reply(request_id)
+        assert (status, body["error"]["code"]) == (500, "internal_error")
+        assert bench.reply(bench.submit("say 3"))[1]["choices"][0]["text"] == "xxx"
+        bench.wait(lambda: not bench.engine_has_work())
+
+
+class GoneClient:
+    """A store with one request, whose client goes as soon as it is claimed."""
+
+    def __init__(self) -> None:
+        self.asked = threading.Event()
+        self._is_claimed = False
+
+    def claim(self, *_: Any) -> list[LiveRequest]:
+        if self._is_claimed:
+            return []
+        self._is_claimed = True
+        body = {"model": "m", "prompt": "say 5"}
+        return [LiveRequest("live_1", "p", "/v1/completions", "m", body, False, 0.0)]
+
+    def wanted(self, _: Any) -> set[str]:
+        self.asked.set()
+        return set()
+
+    def commit(self, *_: Any) -> None:
+        pass
+
+
+def test_a_request_whose_client_goes_before_it_runs_is_never_begun(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(live, "WANTED_SECONDS", 0.0)
+    added: list[Request] = []
+    store: Any = GoneClient()
+    engine: Any = SimpleNamespace(add_ahead=added.extend, withdraw=lambda _: None)
+    admission: Any = SimpleNamespace(
+        admit=lambda lines: [Request(line, None, [], 0, 0) for line in lines]
+    )
+    desk = LiveDesk(store, engine, admission, "engine", "m", lambda: None)
+    is_over = threading.Event()
+    thread = threading.Thread(target=desk.serve, args=(is_over, is_over))
+    thread.start()
+    assert store.asked.wait(20)
+    is_over.set()
+    thread.join()
+    desk.add_new()
+    assert added == []

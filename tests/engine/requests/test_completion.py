@@ -9,6 +9,7 @@ import pytest
 
 from trunkline.engine.requests.completion import CompletionRequest
 from trunkline.engine.requests.parse import parse_request
+from trunkline.engine.requests.prompts import MAX_PROMPTS
 from trunkline.store.endpoints import COMPLETIONS
 
 Refuse = Callable[[str, Any], tuple[str, str | None, str | None]]
@@ -75,3 +76,10 @@ def test_best_of(refusal: Refuse) -> None:
     assert parsed(best_of=2, n=2, stream=True).best_of == 2
     for fields in ({"best_of": 2, "n": 3}, {"best_of": 0}, {"best_of": 2, "stream": True}):
         assert refusal(COMPLETIONS, {"model": "m", "prompt": "x", **fields})[1] == "best_of"
+
+
+def test_too_many_prompts(refusal: Refuse) -> None:
+    body = {"model": "m", "prompt": ["x"] * (MAX_PROMPTS + 1)}
+    message, param, code = refusal(COMPLETIONS, body)
+    assert (param, code) == ("prompt", "invalid_value")
+    assert str(MAX_PROMPTS) in message

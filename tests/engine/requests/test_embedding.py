@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from trunkline.engine.requests.embedding import MAX_INPUTS, EmbeddingRequest
+from trunkline.engine.requests.embedding import EmbeddingRequest
 from trunkline.engine.requests.parse import parse_request
+from trunkline.engine.requests.prompts import MAX_PROMPTS
 from trunkline.store.endpoints import EMBEDDINGS
 
 Refuse = Callable[[str, Any], tuple[str, str | None, str | None]]
@@ -40,7 +41,7 @@ def test_fields() -> None:
         ({"input": None}, "input", "missing_required_parameter"),
         ({"input": ""}, "input", "invalid_value"),
         ({"input": ["a", ""]}, "input", "invalid_value"),
-        ({"input": ["a"] * (MAX_INPUTS + 1)}, "input", "invalid_value"),
+        ({"input": ["a"] * (MAX_PROMPTS + 1)}, "input", "invalid_value"),
         ({"dimensions": 0}, "dimensions", "invalid_value"),
         ({"dimensions": "3"}, "dimensions", "invalid_type"),
         ({"encoding_format": "hex"}, "encoding_format", "invalid_value"),

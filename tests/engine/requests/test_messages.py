@@ -121,6 +121,11 @@ def test_a_bad_message_is_named(message: dict[str, Any], param: str, code: str) 
             ".function.arguments",
             "invalid_type",
         ),
+        (  # escapes that spell half of a surrogate pair
+            {**CALL, "function": {"name": "f", "arguments": '{"a": "\\ud800"}'}},
+            ".function.arguments",
+            "invalid_value",
+        ),
     ],
 )
 def test_a_bad_call_is_named(call: Any, param: str, code: str) -> None:

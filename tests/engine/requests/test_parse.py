@@ -57,7 +57,7 @@ def test_every_endpoint_has_its_type() -> None:
         ),
         (
             {"repetition_penalty": float("inf")},
-            "Invalid value for 'repetition_penalty': Input should be a finite number, got inf.",
+            "Invalid value for 'repetition_penalty': it holds a number that JSON does not have.",
             "repetition_penalty",
             "invalid_value",
         ),
@@ -78,6 +78,12 @@ def test_every_endpoint_has_its_type() -> None:
             "Invalid type for 'stop[1]': expected a string, but got an integer instead.",
             "stop[1]",
             "invalid_type",
+        ),
+        (
+            {"metadata": {"a": 1e999}},
+            "Invalid value for 'metadata': it holds a number that JSON does not have.",
+            "metadata",
+            "invalid_value",
         ),
         (
             {"logit_bias": {"5": 101}},
@@ -213,3 +219,19 @@ def test_usage_at_the_end_of_a_stream(refusal: Refuse) -> None:
         assert refusal(CHAT_COMPLETIONS, body)[1] == param
     body = {**CHAT, "stream_options": {"include_usage": True}}
     assert "only allowed when 'stream' is enabled" in refusal(CHAT_COMPLETIONS, body)[0]
+
+
+@pytest.mark.parametrize(
+    ("fields", "most"),
+    [
+        ({"logit_bias": {str(i): 1 for i in range(1025)}}, 1024),
+        ({"stop": ["x"] * 129}, 128),
+        ({"stop_token_ids": [1] * 129}, 128),
+    ],
+)
+def test_more_than_may_be_looked_at_for_each_token(
+    refusal: Refuse, fields: dict[str, Any], most: int
+) -> None:
+    message, param, code = refusal(CHAT_COMPLETIONS, {**CHAT, **fields})
+    assert (param, code) == (next(iter(fields)), "invalid_value")
+    assert str(most) in message
