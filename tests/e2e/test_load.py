@@ -32,6 +32,7 @@ MAX_P99_SECONDS = 0.25
 # Ten uploads in flight hold some chunks each; one file kept in memory would be 100 MiB.
 MAX_GROWTH_BYTES = 64 * MIB
 MAX_BUSY_PERCENT = 25.0
+MAX_WAIT_SECONDS = 30.0
 COMMITS_PER_SECOND, OUTCOMES_PER_COMMIT = 10, 20
 
 
@@ -95,8 +96,15 @@ class Server:
 
 
 def skip_unless_idle() -> None:
-    """What others do on this machine would be measured too. Continuous integration is alone."""
-    busy_percent = psutil.cpu_percent(interval=2.0)
+    """What others do on this machine would be measured too. Continuous integration is alone.
+
+    What earlier tests have written may still be on its way to the disk, and is waited for.
+    """
+    os.sync()
+    deadline = time.monotonic() + MAX_WAIT_SECONDS
+    while (busy_percent := psutil.cpu_percent(interval=2.0)) > MAX_BUSY_PERCENT:
+        if time.monotonic() > deadline:
+            break
     if busy_percent > MAX_BUSY_PERCENT and os.environ.get("CI") != "true":
         pytest.skip(f"the machine is busy with other things: {busy_percent:.0f} % of it is used")
 
