@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -32,6 +33,9 @@ def serve(config: EngineConfig, location: StoreLocation, parent_pid: int | None)
         # Before anything else: on Linux it is this thread's, and that of threads begun from it.
         os.nice(NICENESS)
     assembly = assemble(config)
+    # The model stays: the collector, for which every step waits, need not look at it.
+    gc.collect()
+    gc.freeze()
     logger.info(
         "model %s loaded in %.1f s: %s on %s, KV cache of %d tokens",
         assembly.model_name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -108,6 +109,9 @@ def create_app(
         await run_sync(live_requests.withdraw_all_of, settings.server_name)
         lifecycle.start()
         sender.start()
+        # What is there now stays: the collector, for which everybody waits, need not look at it.
+        gc.collect()
+        gc.freeze()
         try:
             yield
         finally:
