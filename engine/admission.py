@@ -153,7 +153,7 @@ class Admission:
         if isinstance(body, ChatCompletionRequest | ResponsesRequest):
             self._check_stream(line, is_stream=body.stream)
             request = body.as_chat() if isinstance(body, ResponsesRequest) else body
-            chat = chat_prompt(self._tokenizer, body)
+            chat = chat_prompt(self._tokenizer, self._family, body)
             rule = rule_of(
                 request,
                 self._family,

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from trunkline.engine.answers.format import ModelFamily, ToolFormat, model_family
+from trunkline.engine.answers.format import ModelFamily, ToolFormat
 from trunkline.engine.answers.tool_formats.hermes import BEGIN
 from trunkline.engine.requests.chat import ChatCompletionRequest
 from trunkline.engine.requests.errors import RequestError, unsupported_parameter
@@ -49,26 +49,34 @@ class ChatPrompt:
 
 
 def chat_prompt(
-    tokenizer: Tokenizer, request: ChatCompletionRequest | ResponsesRequest
+    tokenizer: Tokenizer,
+    family: ModelFamily,
+    request: ChatCompletionRequest | ResponsesRequest,
 ) -> ChatPrompt:
     """The prompt of `request`.
+
+    Args:
+        tokenizer: the model's.
+        family: the model's, from the tokenizer's template and vocabulary.
+        request: whose messages and tools are shown.
 
     Raises:
         RequestError: the model has no chat template, its template refuses the messages, or it does
             not think as it is asked to.
     """
     if isinstance(request, ChatCompletionRequest):
-        return _chat_prompt(tokenizer, request)
+        return _chat_prompt(tokenizer, family, request)
     try:
-        return _chat_prompt(tokenizer, request.as_chat())
+        return _chat_prompt(tokenizer, family, request.as_chat())
     except RequestError as error:
         raise request.in_own_words(error) from error
 
 
-def _chat_prompt(tokenizer: Tokenizer, request: ChatCompletionRequest) -> ChatPrompt:
+def _chat_prompt(
+    tokenizer: Tokenizer, family: ModelFamily, request: ChatCompletionRequest
+) -> ChatPrompt:
     template = tokenizer.chat_template or ""
     names = template_names(template)
-    family = model_family(template, tokenizer.vocabulary)
     kwargs = {
         **_thinking_kwargs(request.reasoning_effort, names, family),
         **(request.chat_template_kwargs or {}),

@@ -48,7 +48,7 @@ class Tokenizer:
         backend.no_truncation()
         return str(backend.to_str())
 
-    @property
+    @cached_property
     def chat_template(self) -> str | None:
         """The Jinja template of conversations; of several, the one that shows tools."""
         return str(self._hf.get_chat_template(tools=[])) if self.has_chat_template else None

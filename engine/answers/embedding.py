@@ -75,7 +75,7 @@ def embedding_list(
             {
                 "object": "embedding",
                 "index": index,
-                "embedding": _encoded(_finished(vector, body.dimensions, pooling), body),
+                "embedding": _encoded(_finished(vector, body, pooling), body),
             }
             for index, vector in enumerate(vectors)
         ],
@@ -96,9 +96,10 @@ def normalised(vector: Vector) -> Vector:
     return (wide / max(float(np.linalg.norm(wide)), MIN_NORM)).astype(np.float32)
 
 
-def _finished(vector: Vector, num_dimensions: int | None, pooling: PoolingConfig) -> Vector:
-    kept = vector[:num_dimensions]
-    return normalised(kept) if pooling.normalizes else kept
+def _finished(vector: Vector, body: EmbeddingRequest, pooling: PoolingConfig) -> Vector:
+    kept = vector[: body.dimensions]
+    normalizes = pooling.normalizes if body.normalize is None else body.normalize
+    return normalised(kept) if normalizes else kept
 
 
 def _encoded(vector: Vector, body: EmbeddingRequest) -> list[float] | str:

@@ -61,17 +61,8 @@ class Decoder:
         self._rotary = RotaryTable(config, self.dtype, self.device)
 
     @torch.inference_mode()
-    def forward(self, inputs: DecoderInputs, cache: KVCache) -> Tensor:
-        """Compute the rows, put their K and V into `cache`.
-
-        Returns:
-            [num_wanted, vocab_size] logits in the decoder's dtype.
-        """
-        return self.logits(self.hidden(inputs, cache))
-
-    @torch.inference_mode()
     def hidden(self, inputs: DecoderInputs, cache: KVCache) -> Tensor:
-        """Like `forward`, without the output layer.
+        """Compute the rows but for the output layer, put their K and V into `cache`.
 
         Returns:
             [num_wanted, hidden] what the output layer takes.

@@ -26,12 +26,12 @@ class EmbeddingRequest(RequestBody):
 
     prompts: Prompts
     dimensions: int | None = Field(None, ge=1)
+    normalize: bool | None = None  # None: as the model is made to be used
     encoding_format: Literal["float", "base64"] = "float"
 
     sources: ClassVar[Mapping[str, tuple[str, ...]]] = {"prompts": ("input",)}
     refused: ClassVar[Mapping[str, Refused]] = {
         **REFUSED_IN_POOLING,
-        "normalize": Refused((True,), "Embeddings have the length 1."),
         "messages": Refused((), "Send 'input'."),
         "embed_dtype": Refused(("float32",)),
         "stream": Refused((False,), "An embedding comes whole."),

@@ -11,6 +11,7 @@ import pytest
 from tokenizers import Tokenizer as Backend
 from tokenizers.models import WordLevel
 
+from trunkline.engine.answers.format import model_family
 from trunkline.engine.chat_prompt import ChatPrompt, chat_prompt
 from trunkline.engine.requests.chat import ChatCompletionRequest
 from trunkline.engine.requests.errors import RequestError
@@ -76,6 +77,13 @@ CALLED = [
 Prompt = Callable[..., ChatPrompt]
 
 
+def prompt_of(
+    tokenizer: Tokenizer, request: ChatCompletionRequest | ResponsesRequest
+) -> ChatPrompt:
+    family = model_family(tokenizer.chat_template, tokenizer.vocabulary)
+    return chat_prompt(tokenizer, family, request)
+
+
 @pytest.fixture
 def prompt(tmp_path: Path) -> Prompt:
     """The prompt of a request to a model with a certain template."""
@@ -89,7 +97,7 @@ def prompt(tmp_path: Path) -> Prompt:
         body = {"model": "m", "messages": messages, **fields}
         request = parse_request(CHAT_COMPLETIONS, body)
         assert isinstance(request, ChatCompletionRequest)
-        return chat_prompt(Tokenizer(tmp_path), request)
+        return prompt_of(Tokenizer(tmp_path), request)
 
     return make
 
@@ -253,10 +261,10 @@ def test_a_response_is_refused_in_its_own_words(tmp_path: Path, prompt: Prompt) 
     request = parse_request(RESPONSES, body)
     assert isinstance(request, ResponsesRequest)
     with pytest.raises(RequestError) as caught:
-        chat_prompt(Tokenizer(tmp_path), request)
+        prompt_of(Tokenizer(tmp_path), request)
     assert caught.value.param == "reasoning.effort"
     assert caught.value.message.startswith("The parameter 'reasoning.effort' is not supported.")
     request = parse_request(RESPONSES, {"model": "m", "input": "Hi", "instructions": "Be brief."})
     assert isinstance(request, ResponsesRequest)
-    text = chat_prompt(Tokenizer(tmp_path), request).text
+    text = prompt_of(Tokenizer(tmp_path), request).text
     assert text == "<|system|>Be brief.<|user|>Hi<|assistant|>"

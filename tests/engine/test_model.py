@@ -106,7 +106,7 @@ def logits_in_chunks(model: LoadedModel, tokens: list[int], chunks: list[int]) -
     for end, length in zip(np.cumsum(chunks).tolist(), chunks, strict=True):
         plan = chunk_plan(tokens, end - length, end, pages)
         inputs = build_inputs(plan, {0: sequence}, decoder.config, PAGE_SIZE, no_tokens)
-        rows.append(decoder.forward(inputs.decoder, cache))
+        rows.append(decoder.logits(decoder.hidden(inputs.decoder, cache)))
     return torch.cat(rows)
 
 

@@ -105,6 +105,13 @@ class CallParser(ABC):
         self._held = ""
         self._out.write_arguments(call.take_arguments())
 
+    def _after_tag(self) -> bool:
+        """State: behind a tag that announces a call, an object has to follow."""
+        char = self._next_char()
+        if char == "":
+            return False
+        return self._begin_call(is_marked=True) if char == "{" else self._resume_text()
+
     def _resume_text(self) -> bool:
         """What is held is not a call; but behind its first char a marker may stand."""
         self._out.write_text(self._held[:1])

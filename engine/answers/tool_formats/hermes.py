@@ -41,13 +41,6 @@ class HermesParser(CallParser):
         self._state = self._after_tag
         return True
 
-    def _after_tag(self) -> bool:
-        """State: an object has to follow."""
-        char = self._next_char()
-        if char == "":
-            return False
-        return self._begin_call(is_marked=True) if char == "{" else self._resume_text()
-
     def _resume_text(self) -> bool:
         self._is_tag_open = False  # what does not open a call does not close one
         return super()._resume_text()

@@ -45,13 +45,6 @@ class Llama3Parser(CallParser):
         self._state = self._after_tag
         return True
 
-    def _after_tag(self) -> bool:
-        """State: an object has to follow."""
-        char = self._next_char()
-        if char == "":
-            return False
-        return self._begin_call(is_marked=True) if char == "{" else self._resume_text()
-
     def _after_call(self) -> bool:
         char = self._next_char(WHITESPACE + SEPARATOR)
         if char == "{":
