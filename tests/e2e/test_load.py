@@ -17,6 +17,7 @@ import httpx
 import psutil
 import pytest
 
+from tests.e2e.quiet_machine import REST_SECONDS, StolenTime, wait_for_quiet_machine
 from trunkline.store.blobs import DiskBlobs
 from trunkline.store.database import Database
 from trunkline.store.records import Outcome
@@ -26,13 +27,13 @@ MIB = 1024 * 1024
 GENERATOR = Path(__file__).parents[2] / "benchmarks" / "server_load.py"
 MODEL = "tiny"
 NUM_LINES = 20_000
+NUM_COMPUTED_LINES = 3000  # more than an engine answers meanwhile
 SECONDS = 15
 NUM_POLLERS, NUM_UPLOADERS, UPLOAD_BYTES = 200, 10, 100 * MIB
 MAX_P99_SECONDS = 0.25
 # Ten uploads in flight hold some chunks each; one file kept in memory would be 100 MiB.
 MAX_GROWTH_BYTES = 64 * MIB
-MAX_BUSY_PERCENT = 25.0
-MAX_WAIT_SECONDS = 30.0
+MAX_RUNS = 3
 COMMITS_PER_SECOND, OUTCOMES_PER_COMMIT = 10, 20
 
 
@@ -95,20 +96,6 @@ class Server:
         return batch_id
 
 
-def skip_unless_idle() -> None:
-    """What others do on this machine would be measured too. Continuous integration is alone.
-
-    What earlier tests have written may still be on its way to the disk, and is waited for.
-    """
-    os.sync()
-    deadline = time.monotonic() + MAX_WAIT_SECONDS
-    while (busy_percent := psutil.cpu_percent(interval=2.0)) > MAX_BUSY_PERCENT:
-        if time.monotonic() > deadline:
-            break
-    if busy_percent > MAX_BUSY_PERCENT and os.environ.get("CI") != "true":
-        pytest.skip(f"the machine is busy with other things: {busy_percent:.0f} % of it is used")
-
-
 @pytest.fixture
 def server(database_url: str, tmp_path: Path) -> Iterator[Server]:
     started = Server(tmp_path, database_url)
@@ -159,7 +146,25 @@ class Background(threading.Thread):
 
 
 def put_load_on(base_url: str, batch_id: str) -> dict[str, Any]:
-    """Let the pollers and the uploaders come; what they saw."""
+    """Let the pollers and the uploaders come; what they saw.
+
+    A run that was too slow while the host took processors away is repeated after a rest.
+    """
+    for num_left in reversed(range(MAX_RUNS)):
+        stolen = StolenTime()
+        figures = load(base_url, batch_id)
+        p99_seconds = figures["polls"]["p99_seconds"]
+        if p99_seconds < MAX_P99_SECONDS or not stolen.is_much or not num_left:
+            break
+        sys.stdout.write(
+            f"repeated: p99 {p99_seconds:.3f} s with {stolen.share:.1%} of the processors stolen\n"
+        )
+        time.sleep(REST_SECONDS)
+    return figures
+
+
+def load(base_url: str, batch_id: str) -> dict[str, Any]:
+    """One run of the load generator."""
     done = subprocess.run(
         [
             *(sys.executable, str(GENERATOR), "--base-url", base_url),
@@ -180,7 +185,7 @@ def put_load_on(base_url: str, batch_id: str) -> dict[str, Any]:
 def test_watching_is_quick_while_others_upload(
     server: Server, database: Database, tmp_path: Path
 ) -> None:
-    skip_unless_idle()
+    wait_for_quiet_machine()
     line = {
         "method": "POST",
         "url": "/v1/completions",
@@ -189,10 +194,12 @@ def test_watching_is_quick_while_others_upload(
     content = "".join(json.dumps({"custom_id": str(i), **line}) + "\n" for i in range(NUM_LINES))
     batch_id = server.create_batch(content.encode())
     background = Background(server, database, tmp_path)
+    began_at = time.monotonic()
     with background:
         time.sleep(1)
         num_before = len(background.resident_bytes)
         figures = put_load_on(server.base_url, batch_id)
+    seconds = time.monotonic() - began_at
     assert background.failure is None
     polls, uploads = figures["polls"], figures["uploads"]
     before, during = (
@@ -209,7 +216,7 @@ def test_watching_is_quick_while_others_upload(
     sys.stdout.write(summary)  # pytest shows it with -rP
     assert polls["num_errors"] == uploads["num_errors"] == 0
     assert uploads["count"] >= NUM_UPLOADERS, summary
-    num_wanted = SECONDS * COMMITS_PER_SECOND * OUTCOMES_PER_COMMIT
+    num_wanted = seconds * COMMITS_PER_SECOND * OUTCOMES_PER_COMMIT
     assert background.num_committed > num_wanted / 2, summary
     # Who waits for more than a second asks less often.
     assert polls["count"] > 0.9 * NUM_POLLERS * SECONDS, summary
@@ -220,7 +227,7 @@ def test_watching_is_quick_while_others_upload(
 
 def test_watching_is_quick_while_an_engine_computes(installation: Any) -> None:
     """`trunkline serve`: the engine beside the server takes all the processors that it gets."""
-    skip_unless_idle()
+    wait_for_quiet_machine()
     installation.start()
     lines = [
         {
@@ -234,7 +241,7 @@ def test_watching_is_quick_while_an_engine_computes(installation: Any) -> None:
                 "ignore_eos": True,
             },
         }
-        for i in range(1000)
+        for i in range(NUM_COMPUTED_LINES)
     ]
     client = installation.client
     content = "".join(json.dumps(line) + "\n" for line in lines).encode()
