@@ -78,6 +78,7 @@ class LiveStream(StreamingResponse):
         self._ended = ended
         self._final_status = CLIENT_GONE
         self._num_sent = 0
+        self._last_event: str | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -93,6 +94,8 @@ class LiveStream(StreamingResponse):
                 yield b": still here\n\n"
             else:
                 self._num_sent += len(state.events)
+                if state.events:
+                    self._last_event = state.events[-1].event
                 chunk = b"".join(
                     format_sse_event(event=event.event, data_str=event.data)
                     for event in state.events
@@ -120,6 +123,8 @@ class LiveStream(StreamingResponse):
         """The event of an error; `body` is what its reply would have been."""
         if self._endpoint != RESPONSES:
             return format_sse_event(data_str=json.dumps(body))
+        if self._last_event == "response.failed":  # says it, with what there is of an answer
+            return b""
         error = body.get("error", {})
         data = {
             "type": "error",

@@ -176,6 +176,18 @@ def test_an_error_in_the_middle_of_a_response(server: Any, live_engine: Any) -> 
     assert (last.code, last.sequence_number) == ("invalid_value", 1)
 
 
+def test_a_failed_response_says_so_once(server: Any, live_engine: Any) -> None:
+    def stream(request: Any) -> None:
+        failed = {"type": "response.failed", "sequence_number": 0}
+        failed["response"] = response_object("failed")
+        live_engine.send(request, 0, failed, "response.failed")
+        live_engine.refuse(request, 500)
+
+    live_engine.on_request = stream
+    (event,) = server.client.responses.create(model=live_engine.model, input="x", stream=True)
+    assert event.type == "response.failed"
+
+
 def test_a_client_that_leaves_a_stream(server: Any, live_engine: Any, wait_for: Any) -> None:
     live_engine.on_request = lambda request: live_engine.send(request, 0, chat_chunk("a"))
     stream = server.client.chat.completions.create(
