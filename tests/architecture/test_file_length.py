@@ -9,7 +9,6 @@ MAX_LINES = 400
 # Longer files, each with the reason why it is still one idea.
 LONGER = {
     "engine/scheduler.py": "one algorithm whose state all of its steps share",
-    "tests/e2e/test_every_endpoint.py": "every endpoint on one server that takes long to start",
     "tests/engine/answers/test_tool_formats.py": "mostly one table of malformed answers",
     "tests/engine/test_scheduler.py": "one device that knows what is right, and all that uses it",
     "tests/engine/test_token_masks.py": "what a mask has to do with everything else of a step",
