@@ -8,7 +8,6 @@ import os
 import pwd
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ import psycopg
 import pytest
 import torch
 
+from tests.support import free_port, missing
 from trunkline.store.database import Database
 from trunkline.store.migrate import upgrade
 
@@ -34,13 +34,6 @@ if importlib.util.find_spec("triton") is not None and not torch.cuda.is_availabl
         importlib.import_module("triton")
     finally:
         del os.environ["TRITON_INTERPRET"]
-
-
-def missing(reason: str) -> None:
-    """A tool that a desk may lack, and continuous integration may not."""
-    if os.environ.get("CI") == "true":
-        pytest.fail(reason)
-    pytest.skip(reason)
 
 
 def find_postgres() -> Path | None:
@@ -59,9 +52,7 @@ class PostgresServer:
         self._folder = folder
         # PostgreSQL refuses to run as root, so root becomes somebody else for it.
         self._user = "nobody" if os.geteuid() == 0 else None
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port = probe.getsockname()[1]
+        self._port = free_port()
         self.url = f"postgresql://trunkline@127.0.0.1:{self._port}"
 
     def start(self) -> None:
@@ -94,6 +85,15 @@ class PostgresServer:
             cwd=self._folder,
             env={**os.environ, "LC_ALL": "C"},
         )
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Torch computes in the test's own thread: small tensors are not worth sharing out."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
@@ -141,9 +141,7 @@ class S3Server:
     START_SECONDS = 60.0
 
     def __init__(self) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         self._process = subprocess.Popen(
             [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],

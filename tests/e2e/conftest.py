@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -27,6 +26,8 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from tests.support import free_port, missing
+
 TERMINAL = {"completed", "failed", "expired", "cancelled"}
 START_SECONDS = 240.0  # the first start fetches and converts the default model
 INSTALL_SECONDS = 480
@@ -38,9 +39,7 @@ class Installation:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.log_path = folder / "serve.log"
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -143,13 +142,6 @@ def installation(tmp_path: Path) -> Iterator[Installation]:
     yield made
     if made.process is not None:
         made.kill()
-
-
-def missing(reason: str) -> None:
-    """A tool that a desk may lack, and continuous integration may not."""
-    if os.environ.get("CI") == "true":
-        pytest.fail(reason)
-    pytest.skip(reason)
 
 
 def _python_with(name: str, requirements: Sequence[str]) -> Path:

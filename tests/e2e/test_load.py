@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -18,6 +17,7 @@ import psutil
 import pytest
 
 from tests.e2e.quiet_machine import REST_SECONDS, StolenTime, wait_for_quiet_machine
+from tests.support import free_port
 from trunkline.store.blobs import DiskBlobs
 from trunkline.store.database import Database
 from trunkline.store.records import Outcome
@@ -41,9 +41,7 @@ class Server:
     """`trunkline server` on a folder of its own."""
 
     def __init__(self, folder: Path, database_url: str) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         self.base_url = f"http://127.0.0.1:{port}"
         self._log_path = folder / "server.log"
         with self._log_path.open("wb") as log:

@@ -6,12 +6,11 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +23,7 @@ from openai.types import Batch
 from sqlalchemy import func, select
 from sqlalchemy.exc import OperationalError
 
+from tests.support import free_port, wait_for
 from trunkline.store.blobs import DiskBlobs
 from trunkline.store.database import Database
 from trunkline.store.migrate import upgrade
@@ -40,15 +40,6 @@ ENGINE_LEASE_SECONDS = 2
 # Few requests at once, and one batch at a time, so that there is something left to share.
 SLOWLY = ("--max-batch-tokens", "4", "--commit-seconds", "0.1", "--max-held-requests", "1")
 SMALL = ("--device", "cpu", "--threads", "1", "--kv-cache-bytes", str(16 * 1024 * 1024))
-
-
-def wait_for(condition: Callable[[], T], seconds: float = 60) -> T:
-    """The first true value of `condition`."""
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"waited {seconds} s"
-        time.sleep(0.01)
-    return value
 
 
 class Part:
@@ -80,9 +71,7 @@ class Part:
 
 class Server(Part):
     def __init__(self, name: str, team: Team) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         command = ("server", "--port", str(port), "--served-model-name", MODEL)
         environment = {
             "TRUNKLINE_SERVER_NAME": name,
@@ -117,7 +106,7 @@ class Server(Part):
             batch = self.get(batch_id)
             return batch if batch.status in TERMINAL else None
 
-        return wait_for(ended, 120)  # type: ignore[return-value]  # None is waited away
+        return wait_for(ended, 120)
 
     def results(self, file_id: str | None) -> list[dict[str, Any]]:
         assert file_id is not None

@@ -11,7 +11,7 @@ import json
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ from trunkline.engine.tokenizer import Tokenizer
 
 NUM_SCHEMAS = 200
 SUITE = Path(__file__).parent / "json_schema_suite" / "draft2020-12.jsonl"
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = torch.device("cpu")
 CONFIG = SchedulerConfig(page_size=16, num_pages=2048, max_batch_tokens=512)
 Schema = dict[str, Any]
@@ -149,14 +151,6 @@ class SchemaMaker:
     def _nullable(self) -> Schema:
         schema = self._random.choice([self._string, self._integer, self._pattern])()
         return {**schema, "type": [schema["type"], "null"]}
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

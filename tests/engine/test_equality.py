@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from trunkline.engine.kv_cache import allocate_kv_cache
+from tests.engine.tiny import unwritten_cache
 from trunkline.engine.model.weights import LoadedModel
 from trunkline.engine.planner import Sharing
 from trunkline.engine.runner import Runner
@@ -71,11 +71,7 @@ def generate(
     expected_output: int = MAX_TOKENS,
 ) -> tuple[list[list[int]], Scheduler]:
     """Output tokens of each prompt, and the scheduler that made them."""
-    cache = allocate_kv_cache(
-        model.config, torch.float32, torch.device("cpu"), config.num_pages, config.page_size
-    )
-    for tensor in (*cache.keys, *cache.values):
-        tensor.fill_(torch.nan)  # what was not written must not be read
+    cache = unwritten_cache(model.config, config.num_pages, config.page_size)
     runner = Runner(model.decoder, cache)
     scheduler = Scheduler(config, lambda _: expected_output)
     eos = frozenset([model_eos(model)])

@@ -5,25 +5,23 @@ For whatever ends a sequence, and for whatever is asked of the engine while step
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from collections.abc import Sequence as Tokens
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig
 
+from tests.engine.tiny import tiny_decoder, unwritten_cache
 from trunkline.engine.core import Engine
-from trunkline.engine.kv_cache import allocate_kv_cache
-from trunkline.engine.model.config import config_from_hf
 from trunkline.engine.model.decoder import Decoder
-from trunkline.engine.model.weights import assemble, random_tensors, tensor_shapes
 from trunkline.engine.planner import Sharing
 from trunkline.engine.request import Line, Request
 from trunkline.engine.runner import Runner
 from trunkline.engine.scheduler_config import Policy, SchedulerConfig
 from trunkline.engine.sequence import FinishReason, SamplingParams, Sequence
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 CPU = torch.device("cpu")
 PAGE = 8
@@ -39,36 +37,13 @@ class LetterTokenizer:
         return "".join(chr(ord("A") + token) for token in token_ids)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def decoder() -> Decoder:
-    config = config_from_hf(
-        LlamaConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=256,
-            eos_token_id=None,
-            bos_token_id=None,
-        )
-    )
-    return assemble(config, random_tensors(tensor_shapes(config), torch.float32, CPU))
+    return tiny_decoder(VOCABULARY)
 
 
 def make_engine(decoder: Decoder, lookahead: int, config: SchedulerConfig) -> Engine:
-    cache = allocate_kv_cache(decoder.config, torch.float32, CPU, config.num_pages, PAGE)
-    for tensor in (*cache.keys, *cache.values):
-        tensor.fill_(torch.nan)  # what was not written must not be read
+    cache = unwritten_cache(decoder.config, config.num_pages, PAGE)
     tokenizer: Any = LetterTokenizer()
     return Engine(config, Runner(decoder, cache, lookahead), tokenizer)
 

@@ -17,6 +17,7 @@ from transformers import (
     Qwen3Config,
 )
 
+from tests.engine.tiny import unwritten_cache
 from trunkline.engine.batch_inputs import build_inputs
 from trunkline.engine.kv_cache import allocate_kv_cache, kv_bytes_per_token, num_pages_for
 from trunkline.engine.model.config import UnsupportedModelError, config_from_hf
@@ -97,9 +98,7 @@ def logits_in_chunks(model: LoadedModel, tokens: list[int], chunks: list[int]) -
     """Logits of the last position of each chunk. [num_chunks, vocab_size]"""
     decoder = model.decoder
     pages = np.arange(len(tokens) // PAGE_SIZE + 1, dtype=np.int32)[::-1].copy()
-    cache = allocate_kv_cache(decoder.config, decoder.dtype, CPU, len(pages), PAGE_SIZE)
-    for tensor in (*cache.keys, *cache.values):
-        tensor.fill_(torch.nan)
+    cache = unwritten_cache(decoder.config, len(pages), PAGE_SIZE, dtype=decoder.dtype)
     sequence = Sequence(0, 0, np.array(tokens, np.int32), SamplingParams(max_tokens=1))
     no_tokens = torch.zeros(1, dtype=torch.int64)
     rows = []

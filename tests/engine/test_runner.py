@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from trunkline.engine.kv_cache import allocate_kv_cache
+from tests.engine.tiny import unwritten_cache
 from trunkline.engine.model.config import config_from_hf
 from trunkline.engine.model.weights import assemble, random_tensors, tensor_shapes
 from trunkline.engine.runner import Runner
@@ -81,10 +81,7 @@ def runner() -> Runner:
     torch.set_num_threads(1)
     config = config_from_hf(HF_CONFIG)
     decoder = assemble(config, random_tensors(tensor_shapes(config), torch.float32, CPU))
-    cache = allocate_kv_cache(config, torch.float32, CPU, 40, PAGE)
-    for tensor in (*cache.keys, *cache.values):
-        tensor.fill_(torch.nan)
-    return Runner(decoder, cache)
+    return Runner(decoder, unwritten_cache(config, 40, PAGE))
 
 
 def transformers_output(prompt: list[int], num_tokens: int) -> list[int]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig
 
+from tests.engine.tiny import tiny_decoder, unwritten_cache
 from trunkline.engine.core import Engine
 from trunkline.engine.grammar import Grammars
-from trunkline.engine.kv_cache import allocate_kv_cache
-from trunkline.engine.model.config import config_from_hf
 from trunkline.engine.model.decoder import Decoder
-from trunkline.engine.model.weights import assemble, random_tensors, tensor_shapes
 from trunkline.engine.request import Line, Request
 from trunkline.engine.requests.constraint import Constraint, ConstraintKind
 from trunkline.engine.runner import Runner
@@ -31,6 +27,8 @@ from trunkline.engine.scheduler_config import Policy, SchedulerConfig
 from trunkline.engine.sequence import FinishReason, SamplingParams, Sequence
 from trunkline.engine.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = torch.device("cpu")
 PAGE = 8
 END, OTHER_END, THINK, THINK_END = 0, 1, 2, 3
@@ -38,14 +36,6 @@ ENDS = frozenset([END, OTHER_END])
 # Wider than the tokenizer's 260.
 LOGITS = 275
 CONFIG = SchedulerConfig(PAGE, num_pages=200, max_batch_tokens=64)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -60,20 +50,7 @@ def grammars(tokenizer: Tokenizer) -> Grammars:
 
 @pytest.fixture(scope="module")
 def decoder() -> Decoder:
-    config = config_from_hf(
-        LlamaConfig(
-            vocab_size=LOGITS,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=512,
-            eos_token_id=None,
-            bos_token_id=None,
-        )
-    )
-    return assemble(config, random_tensors(tensor_shapes(config), torch.float32, CPU))
+    return tiny_decoder(LOGITS)
 
 
 class Bench:
@@ -85,9 +62,7 @@ class Bench:
         self.grammars = grammars
 
     def engine(self, config: SchedulerConfig = CONFIG, lookahead: int = 0) -> Engine:
-        cache = allocate_kv_cache(self.decoder.config, torch.float32, CPU, config.num_pages, PAGE)
-        for tensor in (*cache.keys, *cache.values):
-            tensor.fill_(torch.nan)  # what was not written must not be read
+        cache = unwritten_cache(self.decoder.config, config.num_pages, PAGE)
         return Engine(config, Runner(self.decoder, cache, lookahead), self.tokenizer, self.grammars)
 
     def regex(self, pattern: str) -> str:

@@ -6,7 +6,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -24,6 +23,7 @@ import psutil
 import pytest
 from openai.types import Batch, FileObject
 
+from tests.support import free_port, wait_for
 from trunkline.store.blobs import BlobStore, DiskBlobs
 from trunkline.store.database import Database
 from trunkline.store.location import ObjectPlace
@@ -37,15 +37,6 @@ T = TypeVar("T")
 CHAT = "/v1/chat/completions"
 ENDED = ("completed", "failed", "expired", "cancelled")
 SERVED_NAME = "tiny"  # a model that the server expects; no engine serves it
-
-
-def wait_for(condition: Callable[[], T], seconds: float = 30) -> T:
-    """The first true value of `condition`."""
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"waited {seconds} s"
-        time.sleep(0.02)
-    return value
 
 
 class FakeEngine:
@@ -125,9 +116,7 @@ class LiveServer:
         self.data_dir = folder / "data"
         self.database_url = database_url
         self.database = Database.open(database_url)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.base_url = f"http://127.0.0.1:{self.port}"
         self.http = httpx.Client(base_url=self.base_url, timeout=60)
         self.client = openai.OpenAI(base_url=f"{self.base_url}/v1", api_key="unused", max_retries=0)
@@ -209,7 +198,7 @@ class LiveServer:
             assert batch.status not in ENDED, batch
             return None
 
-        return wait_for(reached)  # type: ignore[return-value]  # None is waited away
+        return wait_for(reached)
 
     def wait_for_end(self, batch_id: str) -> Batch:
         return self.wait(batch_id, *ENDED)

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from tests.support import missing
+
 START = """
 import fs from "node:fs";
 import http from "node:http";
@@ -123,13 +125,6 @@ for (const [text, secret] of [
 await step("delivered", { event, refused });
 process.exit(0);
 """
-
-
-def missing(reason: str) -> None:
-    """A tool that a desk may lack, and continuous integration may not."""
-    if os.environ.get("CI") == "true":
-        pytest.fail(reason)
-    pytest.skip(reason)
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ import psutil
 import pytest
 from sqlalchemy import select
 
+from tests.support import wait_for
 from trunkline.store.schema import batches
 
 NUM_LINES = 20_000
@@ -25,13 +26,6 @@ def jsonl(lines: list[dict[str, Any]]) -> bytes:
 def large_input(engine: Any) -> bytes:
     """An input file whose validation takes long enough to be interrupted."""
     return jsonl([engine.line(f"request-{i}", user="x" * 2000) for i in range(NUM_LINES)])
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {seconds} s"
-        time.sleep(0.01)
 
 
 def lease_holder(server: Any, batch_id: str) -> str | None:

@@ -14,17 +14,11 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.support import free_port, wait_for
 from trunkline.server import supervisor as supervisor_module
 from trunkline.server.supervisor import EngineSupervisor
 
 BAD_CONFIG = 2
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 def trunkline(*arguments: str, **environment: str) -> subprocess.Popen[str]:
@@ -138,13 +132,6 @@ def running(tmp_path: Path) -> Iterator[list[subprocess.Popen[str]]]:
 
 def num_lines(path: Path) -> int:
     return len(path.read_text().splitlines())
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {seconds} s"
-        time.sleep(0.02)
 
 
 def test_two_on_one_data_folder(tmp_path: Path, running: list[subprocess.Popen[str]]) -> None:

@@ -20,6 +20,7 @@ import psutil
 import pytest
 from sqlalchemy import Connection, select, update
 
+from tests.support import wait_for
 from trunkline.store.projects import ApiKeys, Projects
 from trunkline.store.schema import uploads
 
@@ -31,13 +32,6 @@ UPLOAD = {
     "bytes": 6,
     "mime_type": "application/jsonl",
 }
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {seconds} s"
-        time.sleep(0.02)
 
 
 def create(server: Any, **changes: Any) -> str:

@@ -10,7 +10,6 @@ import importlib.util
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -22,17 +21,12 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.support import free_port, missing
+
 MODEL = "SmolLM2-135M-Instruct"
 START_SECONDS = 240.0  # the first start fetches and converts the default model
 BATCH_MILLISECONDS = 240_000.0
 HOSTILE = "<img src=x onerror=alert(1)>"
-
-
-def missing(reason: str) -> None:
-    """A tool that a desk may lack, and continuous integration may not."""
-    if os.environ.get("CI") == "true":
-        pytest.fail(reason)
-    pytest.skip(reason)
 
 
 def _line(custom_id: str, max_tokens: int, **body: Any) -> dict[str, Any]:
@@ -76,9 +70,7 @@ class Site:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.origin = f"http://127.0.0.1:{self.port}"
         self.http = httpx.Client(base_url=self.origin, timeout=30)
         self._environment = {**os.environ, "PYTHONSAFEPATH": "1"}

@@ -14,6 +14,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
+from tests.engine.tiny import unwritten_cache
 from trunkline.engine.gpu_runner import GpuRunner
 from trunkline.engine.kv_cache import allocate_kv_cache
 from trunkline.engine.model.config import ModelConfig, config_from_hf
@@ -113,9 +114,7 @@ def compare(
 
     if device == CPU:
         monkeypatch.setenv("TRITON_INTERPRET", "1")
-    cache = allocate_kv_cache(model, torch.float32, device, config.num_pages, PAGE)
-    for tensor in (*cache.keys, *cache.values):
-        tensor.fill_(torch.nan)  # what was not written must not be read
+    cache = unwritten_cache(model, config.num_pages, PAGE, device=device)
     runner = GpuRunner(make_decoder(model, device), cache, max_batch_tokens=config.max_batch_tokens)
     found = make_sequences(sampling, reading)
     _, scheduler = run(runner, config, found)

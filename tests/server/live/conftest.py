@@ -111,19 +111,6 @@ def error_body() -> dict[str, Any]:
     return {"error": {**error, "code": "invalid_value"}}
 
 
-def _wait_for(condition: Callable[[], Any], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {seconds} s"
-        time.sleep(0.02)
-
-
-@pytest.fixture
-def wait_for() -> Any:
-    """Waits until a condition is true."""
-    return _wait_for
-
-
 @pytest.fixture
 def make_live_engine(tmp_path: Path) -> Iterator[Callable[..., LiveEngine]]:
     """Makes engines on a database, each started."""

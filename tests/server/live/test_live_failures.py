@@ -12,6 +12,7 @@ import openai
 import pytest
 import sqlalchemy as sa
 
+from tests.support import wait_for
 from trunkline.store.schema import live_requests
 
 CHAT = "/v1/chat/completions"
@@ -28,7 +29,7 @@ def events(text: str) -> list[Any]:
     return [json.loads(each.split("data: ")[1]) for each in text.split("\n\n") if "data: " in each]
 
 
-def test_an_engine_that_dies(server: Any, make_live_engine: Any, wait_for: Any) -> None:
+def test_an_engine_that_dies(server: Any, make_live_engine: Any) -> None:
     """Clients with a part of a stream get an error in it, those with nothing a status."""
     engine = make_live_engine(server.database)
 
@@ -69,7 +70,7 @@ def test_an_engine_that_dies_before_it_takes_a_request(server: Any, make_live_en
     assert reply.json()["error"]["code"] == "engine_unavailable"
 
 
-def test_the_official_client_asks_again(server: Any, make_live_engine: Any, wait_for: Any) -> None:
+def test_the_official_client_asks_again(server: Any, make_live_engine: Any) -> None:
     engine = make_live_engine(server.database)
     engine.on_request = engine.ignore
     other = make_live_engine(server.database, engine.model)
@@ -89,7 +90,7 @@ def test_the_official_client_asks_again(server: Any, make_live_engine: Any, wait
     assert made.http_response.json()["asked"]["input"] == "x"
 
 
-def test_an_engine_that_starts_anew(server: Any, make_live_engine: Any, wait_for: Any) -> None:
+def test_an_engine_that_starts_anew(server: Any, make_live_engine: Any) -> None:
     """What it had not begun to answer is taken up again, as if nothing had happened."""
     engine = make_live_engine(server.database)
     begun = []
@@ -114,7 +115,7 @@ def test_an_engine_that_starts_anew(server: Any, make_live_engine: Any, wait_for
     assert len(engine.seen) == 3
 
 
-def test_an_engine_that_stops_in_order(server: Any, make_live_engine: Any, wait_for: Any) -> None:
+def test_an_engine_that_stops_in_order(server: Any, make_live_engine: Any) -> None:
     """What it leaves goes to another engine of the same model, as long as there is one."""
     engine = make_live_engine(server.database)
     engine.on_request = engine.ignore
@@ -131,7 +132,7 @@ def test_an_engine_that_stops_in_order(server: Any, make_live_engine: Any, wait_
         assert reply.result().status_code == 503
 
 
-def test_answers_that_take_too_long(make_server: Any, make_live_engine: Any, wait_for: Any) -> None:
+def test_answers_that_take_too_long(make_server: Any, make_live_engine: Any) -> None:
     server = make_server(live_timeout_seconds=1.0)
     engine = make_live_engine(server.database)
     engine.on_request = engine.ignore
@@ -146,9 +147,7 @@ def test_answers_that_take_too_long(make_server: Any, make_live_engine: Any, wai
     wait_for(lambda: engine.num_rows() == 0)
 
 
-def test_a_server_that_stops_lets_engines_answer(
-    server: Any, make_live_engine: Any, wait_for: Any
-) -> None:
+def test_a_server_that_stops_lets_engines_answer(server: Any, make_live_engine: Any) -> None:
     engine = make_live_engine(server.database)
     engine.on_request = engine.ignore
     with ThreadPoolExecutor(2) as pool:
@@ -162,7 +161,7 @@ def test_a_server_that_stops_lets_engines_answer(
     assert engine.num_rows() == 0
 
 
-def test_what_a_killed_server_leaves(server: Any, make_live_engine: Any, wait_for: Any) -> None:
+def test_what_a_killed_server_leaves(server: Any, make_live_engine: Any) -> None:
     engine = make_live_engine(server.database)
     engine.on_request = engine.ignore
     with ThreadPoolExecutor(1) as pool:

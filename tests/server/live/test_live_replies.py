@@ -10,6 +10,7 @@ import httpx
 import openai
 import pytest
 
+from tests.support import wait_for
 from trunkline.server.routes.inference import MAX_LIVE_BODY_BYTES
 from trunkline.store.endpoints import ENDPOINTS
 from trunkline.store.projects import DEFAULT_PROJECT_ID
@@ -31,9 +32,7 @@ def chat_completion(text: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
-def test_every_endpoint_is_answered(
-    server: Any, live_engine: Any, endpoint: str, wait_for: Any
-) -> None:
+def test_every_endpoint_is_answered(server: Any, live_engine: Any, endpoint: str) -> None:
     body = {"model": live_engine.model, "extra": ["grüß Gott", 1.5, None]}
     reply = server.http.post(endpoint, json=body)
     assert reply.status_code == 200
@@ -58,7 +57,7 @@ def test_the_official_client(server: Any, live_engine: Any) -> None:
     assert made.usage.total_tokens == 3
 
 
-def test_the_engines_errors_are_passed_on(server: Any, live_engine: Any, wait_for: Any) -> None:
+def test_the_engines_errors_are_passed_on(server: Any, live_engine: Any) -> None:
     for is_streaming in (False, True):
         live_engine.on_request = live_engine.refuse
         with pytest.raises(openai.BadRequestError, match="too warm") as caught:
@@ -128,7 +127,7 @@ def test_a_body_may_be_long_but_not_too_long(server: Any, live_engine: Any) -> N
     assert str(MAX_LIVE_BODY_BYTES) in reply.json()["error"]["message"]
 
 
-def test_many_at_once(server: Any, live_engine: Any, wait_for: Any) -> None:
+def test_many_at_once(server: Any, live_engine: Any) -> None:
     def ask(number: int) -> Any:
         body = {"model": live_engine.model, "number": number}
         return server.http.post(CHAT, json=body).json()["asked"]["number"]
@@ -139,7 +138,7 @@ def test_many_at_once(server: Any, live_engine: Any, wait_for: Any) -> None:
     wait_for(lambda: live_engine.num_rows() == 0)
 
 
-def test_a_client_that_goes_away(server: Any, live_engine: Any, wait_for: Any) -> None:
+def test_a_client_that_goes_away(server: Any, live_engine: Any) -> None:
     live_engine.on_request = live_engine.ignore
     with pytest.raises(httpx.ReadTimeout):
         server.http.post(CHAT, json={"model": live_engine.model}, timeout=1.0)
@@ -148,7 +147,7 @@ def test_a_client_that_goes_away(server: Any, live_engine: Any, wait_for: Any) -
     assert live_engine.num_rows() == 0
 
 
-def test_replies_are_counted(make_server: Any, make_live_engine: Any, wait_for: Any) -> None:
+def test_replies_are_counted(make_server: Any, make_live_engine: Any) -> None:
     server = make_server()
     engine = make_live_engine(server.database)
     for _ in range(2):

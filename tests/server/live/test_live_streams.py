@@ -9,6 +9,8 @@ from typing import Any
 import openai
 import pytest
 
+from tests.support import wait_for
+
 CHAT = "/v1/chat/completions"
 
 
@@ -49,7 +51,7 @@ def response_object(status: str) -> dict[str, Any]:
     }
 
 
-def test_chat(server: Any, live_engine: Any, wait_for: Any) -> None:
+def test_chat(server: Any, live_engine: Any) -> None:
     words = ["Grüß", " Gott", "\n", "data: x\n\n", "🙂"]
 
     def stream(request: Any) -> None:
@@ -144,7 +146,7 @@ def test_only_some_endpoints_stream(server: Any, live_engine: Any) -> None:
     assert [seen.is_streaming for seen in live_engine.seen] == [False, False]
 
 
-def test_an_error_in_the_middle(server: Any, live_engine: Any, wait_for: Any) -> None:
+def test_an_error_in_the_middle(server: Any, live_engine: Any) -> None:
     def stream(request: Any) -> None:
         live_engine.send(request, 0, chat_chunk("a"))
         live_engine.refuse(request, 500)
@@ -188,7 +190,7 @@ def test_a_failed_response_says_so_once(server: Any, live_engine: Any) -> None:
     assert event.type == "response.failed"
 
 
-def test_a_client_that_leaves_a_stream(server: Any, live_engine: Any, wait_for: Any) -> None:
+def test_a_client_that_leaves_a_stream(server: Any, live_engine: Any) -> None:
     live_engine.on_request = lambda request: live_engine.send(request, 0, chat_chunk("a"))
     stream = server.client.chat.completions.create(
         model=live_engine.model, messages=[], stream=True

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import pytest
 
+from tests.support import wait_for
 from trunkline.server.settings import ServerSettings
 from trunkline.server.webhooks import delivery
 from trunkline.server.webhooks.backoff import Backoff
@@ -35,21 +36,6 @@ from trunkline.store.webhooks import (
 )
 
 T = TypeVar("T")
-
-
-def wait_for(condition: Callable[[], T], seconds: float = 20) -> T:
-    """The first true value of `condition`."""
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"waited {seconds} s"
-        time.sleep(0.01)
-    return value
-
-
-@pytest.fixture
-def until() -> Callable[[Callable[[], T]], T]:
-    """Waits for the first true value of a condition."""
-    return wait_for
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import openai
 import pytest
 from fastapi.testclient import TestClient
 
+from tests.support import wait_for
 from trunkline.server.app import create_app
 from trunkline.server.json_body import MAX_BODY_BYTES
 from trunkline.server.settings import ServerSettings
@@ -75,16 +76,14 @@ def test_the_official_sdk_from_creation_to_deletion(hook_server: Any, receiver: 
         webhooks.retrieve(endpoint.id)
 
 
-def test_a_batch_that_has_ended_is_told(
-    hook_server: Any, make_engine: Any, receiver: Any, until: Any
-) -> None:
+def test_a_batch_that_has_ended_is_told(hook_server: Any, make_engine: Any, receiver: Any) -> None:
     webhooks = hook_server.client.webhooks
     endpoint = webhooks.create(name="mine", url=receiver.url, event_types=TYPES)
     engine = make_engine(hook_server)
     lines = b"".join(json.dumps(line).encode() + b"\n" for line in engine.lines(2))
     batch = hook_server.create(lines)
     engine.complete(engine.claim())
-    until(lambda: receiver.requests)
+    wait_for(lambda: receiver.requests)
     (request,) = receiver.requests
     event = webhooks.unwrap(request.body, request.headers, secret=endpoint.signing_secret)
     assert (event.type, event.data.id) == ("batch.completed", batch.id)
@@ -96,7 +95,7 @@ def test_a_batch_that_has_ended_is_told(
         ]
         return found if found["status"] == "delivered" else None
 
-    assert until(delivered) == {
+    assert wait_for(delivered) == {
         "id": event.id,
         "object": "webhook_endpoint.delivery",
         "webhook_endpoint_id": endpoint.id,

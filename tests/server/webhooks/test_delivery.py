@@ -14,6 +14,7 @@ import openai
 import pytest
 from openai.types.webhooks import BatchCompletedWebhookEvent
 
+from tests.support import wait_for
 from trunkline.server.webhooks import delivery
 from trunkline.server.webhooks.backoff import Backoff
 from trunkline.server.webhooks.signing import new_secret
@@ -77,33 +78,31 @@ def test_it_is_tried_again_with_the_same_id_until_it_succeeds(hooks: Any, receiv
     assert len({request.body for request in receiver.requests}) == 1
 
 
-def test_a_redirect_is_not_followed(
-    hooks: Any, until: Any, receiver: Any, make_receiver: Any
-) -> None:
+def test_a_redirect_is_not_followed(hooks: Any, receiver: Any, make_receiver: Any) -> None:
     elsewhere = make_receiver()
     receiver.answer = lambda _: 307
     receiver.headers = {"location": elsewhere.url}
     endpoint = hooks.endpoint(receiver.url)
     hooks.event()
     hooks.sender()
-    until(lambda: hooks.states(endpoint)[0].num_attempts > 1)
+    wait_for(lambda: hooks.states(endpoint)[0].num_attempts > 1)
     assert "307" in hooks.states(endpoint)[0].last_error
     assert "not followed" in hooks.states(endpoint)[0].last_error
     assert elsewhere.requests == []
 
 
-def test_an_event_outlives_senders(hooks_everywhere: Any, until: Any, receiver: Any) -> None:
+def test_an_event_outlives_senders(hooks_everywhere: Any, receiver: Any) -> None:
     """One is stopped while it waits to try again, one while it waits for an answer."""
     endpoint = hooks_everywhere.endpoint(receiver.url)
     receiver.answer = lambda _: 503
     hooks_everywhere.event()
     first = hooks_everywhere.sender(backoff=Backoff(first_seconds=1))
-    until(lambda: hooks_everywhere.states(endpoint)[0].last_error)
+    wait_for(lambda: hooks_everywhere.states(endpoint)[0].last_error)
     hooks_everywhere.stop(first)
 
     receiver.answer = lambda _: time.sleep(3) or 200
     second = hooks_everywhere.sender()
-    until(lambda: len(receiver.requests) == 2)
+    wait_for(lambda: len(receiver.requests) == 2)
     before = time.monotonic()
     hooks_everywhere.stop(second)
     assert time.monotonic() - before < 2, "it did not wait for the answer"
@@ -192,25 +191,25 @@ def dripping_server() -> Iterator[int]:
 
 @pytest.mark.parametrize("is_dripping", [True, False])
 def test_an_endpoint_that_does_not_answer_in_time(
-    hooks: Any, until: Any, receiver: Any, is_dripping: bool
+    hooks: Any, receiver: Any, is_dripping: bool
 ) -> None:
     receiver.answer = lambda _: time.sleep(1.5) or 200
     with dripping_server() as port:
         endpoint = hooks.endpoint(f"http://127.0.0.1:{port}/" if is_dripping else receiver.url)
         hooks.event()
         hooks.sender(webhook_timeout_seconds=0.3, backoff=Backoff(give_up_seconds=0))
-        until(lambda: hooks.states(endpoint)[0].last_error)
+        wait_for(lambda: hooks.states(endpoint)[0].last_error)
     (state,) = hooks.states(endpoint)
     assert state.last_error == "127.0.0.1 did not answer within 0.3 seconds."
     assert (state.num_attempts, state.next_attempt_at, state.delivered_at) == (1, None, None)
 
 
-def test_nobody_listens(hooks: Any, until: Any, make_receiver: Any) -> None:
+def test_nobody_listens(hooks: Any, make_receiver: Any) -> None:
     gone = make_receiver()
     endpoint = hooks.endpoint(gone.url.replace(f":{gone.port}", ":1"))
     hooks.event()
     hooks.sender(backoff=Backoff(give_up_seconds=0))
-    until(lambda: hooks.states(endpoint)[0].last_error)
+    wait_for(lambda: hooks.states(endpoint)[0].last_error)
     assert hooks.states(endpoint)[0].last_error.startswith("127.0.0.1: ConnectError: ")
 
 
@@ -245,7 +244,7 @@ def test_an_error_in_the_store_does_not_end_the_thread(
     hooks.delivered(endpoint)
 
 
-def test_old_deliveries_are_forgotten(hooks: Any, until: Any, receiver: Any) -> None:
+def test_old_deliveries_are_forgotten(hooks: Any, receiver: Any) -> None:
     endpoint = hooks.endpoint(receiver.url)
     hooks.event("batch_old", age_seconds=delivery.KEPT_SECONDS + 60)
     hooks.event("batch_new")
@@ -254,7 +253,7 @@ def test_old_deliveries_are_forgotten(hooks: Any, until: Any, receiver: Any) -> 
     hooks.stop(first)
     assert len(hooks.states(endpoint)) == 2
     hooks.sender()
-    until(lambda: len(hooks.states(endpoint)) == 1)
+    wait_for(lambda: len(hooks.states(endpoint)) == 1)
     assert "batch_new" in hooks.states(endpoint)[0].body
 
 

@@ -1,0 +1,37 @@
+"""What tests of several suites need: conditions that come true, free ports, tools that may lack."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable
+from typing import NoReturn, TypeVar
+
+import pytest
+
+T = TypeVar("T")
+
+
+def wait_for(condition: Callable[[], T | None], seconds: float = 30) -> T:
+    """The first true value of `condition`."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"waited {seconds} s"
+        time.sleep(0.02)
+    return value
+
+
+def free_port() -> int:
+    """A port of the loopback interface that nobody listened on just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def missing(reason: str) -> NoReturn:
+    """A tool that a desk may lack, and continuous integration may not."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)
