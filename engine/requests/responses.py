@@ -83,6 +83,7 @@ class ResponsesRequest(SamplingFields):
     refused: ClassVar[Mapping[str, Refused]] = {
         **REFUSED_IN_GENERATION,
         "background": Refused((False,), "Put the request into a batch."),
+        "background_options": Refused(reason="Put the request into a batch."),
         "context_management": Refused(([],), "Send an input that fits."),
         "conversation": Refused(reason="Put the earlier items into 'input'."),
         "moderation": Refused(),

@@ -172,6 +172,7 @@ OWN_SAMPLES: dict[str, dict[str, Sample]] = {
     RESPONSES: {
         "access_programs": Sample({"cyber": "standard"}),
         "background": Sample(True),
+        "background_options": Sample({"completion_window": "2h"}),
         "context_management": Sample([{"type": "compaction"}]),
         "conversation": Sample("conv_1"),
         "image": Sample({"context_compression": "auto"}),

@@ -101,17 +101,20 @@ def test_an_engine_that_starts_anew(server: Any, make_live_engine: Any) -> None:
         begun.append(request)
 
     engine.on_request = begin
-    with ThreadPoolExecutor(2) as pool:
-        plain, stream = (
-            pool.submit(server.http.post, CHAT, json={"model": engine.model, "stream": streams})
-            for streams in (False, True)
-        )
+    body = {"model": engine.model, "stream": True}
+    with (
+        ThreadPoolExecutor(1) as pool,
+        server.http.stream("POST", CHAT, json=body) as stream,
+    ):
+        chunks = stream.iter_text()
+        assert events(next(chunks)) == [{"a": 1}]  # a part of the answer has gone out
+        plain = pool.submit(server.http.post, CHAT, json={**body, "stream": False})
         wait_for(lambda: len(begun) == 2)
         engine.die()
         engine.on_request = engine.echo
         engine.start()
-        assert plain.result().json()["asked"] == {"model": engine.model, "stream": False}
-        assert events(stream.result().text)[1]["error"]["code"] == "engine_stopped"
+        assert plain.result().json()["asked"] == {**body, "stream": False}
+        assert events("".join(chunks))[0]["error"]["code"] == "engine_stopped"
     assert len(engine.seen) == 3
 
 
