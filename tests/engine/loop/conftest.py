@@ -103,7 +103,7 @@ class Bench:
         self.closing, self.work = Closing(database), Work(database, self.blobs)
         self.engine: Engine | None = None
 
-    def batch(self, prompts: list[str], max_tokens: int = 50) -> str:
+    def batch(self, prompts: list[str], max_tokens: int = 50, priority: int = 0) -> str:
         """A batch in progress; its id."""
         with self.blobs.writer() as writer:
             requests = []
@@ -115,7 +115,9 @@ class Bench:
             blob = writer.commit()
         now = int(time.time())
         file = self.files.create(NewFile("in.jsonl", "batch", blob, None), now)
-        new = NewBatch("/v1/completions", file.id, "24h", now + 86_400, None, None)
+        new = NewBatch(
+            "/v1/completions", file.id, "24h", now + 86_400, None, None, priority=priority
+        )
         batch_id = self.batches.create(new, now).id
         claim = self.closing.claim("test", now, 60)
         assert claim is not None

@@ -124,8 +124,7 @@ def test_a_higher_priority_overtakes_what_is_held(bench: Any) -> None:
     slow = bench.batch([f"request {i} say 9" for i in range(1500)])
     with bench.loop(seconds_per_step=0.02):
         bench.wait(lambda: bench.batches.get(slow).num_completed > 10)
-        urgent = bench.batch([f"urgent {i} say 9" for i in range(30)])
-        bench.batches.set_priority(urgent, 10)
+        urgent = bench.batch([f"urgent {i} say 9" for i in range(30)], priority=10)
         bench.wait(lambda: bench.status(urgent) is BatchStatus.FINALIZING)
         assert bench.status(slow) is BatchStatus.IN_PROGRESS
         assert bench.batches.get(slow).num_completed < 1000
