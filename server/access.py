@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import math
 import time
@@ -40,6 +41,7 @@ class Access:
         self._has_keys = False
         # Until when, monotonic, whom a request with these headers is from.
         self._known: dict[tuple[str | None, ...], tuple[float, ProjectRecord]] = {}
+        self._lookups: dict[tuple[str | None, ...], asyncio.Task[ProjectRecord]] = {}
         self._rates = SlidingWindowCounterRateLimiter(MemoryStorage())
 
     async def project(self, headers: Mapping[str, str], now: int) -> ProjectRecord:
@@ -51,10 +53,28 @@ class Access:
         """
         project = self._remembered(headers)
         if project is None:
-            project = await run_sync(self._identify, headers, now)
-            self._remember(headers, project)
+            project = await self._looked_up(headers, now)
         self._count(project)
         return project
+
+    async def _looked_up(self, headers: Mapping[str, str], now: int) -> ProjectRecord:
+        """The project, looked up once for all requests with these headers that wait for it."""
+        identity = _identity(headers)
+        lookup = self._lookups.get(identity)
+        if lookup is None:
+            lookup = asyncio.create_task(run_sync(self._identify, headers, now))
+            self._lookups[identity] = lookup
+            lookup.add_done_callback(lambda done: self._end_lookup(identity, done))
+        # Others may wait for it when this one goes away.
+        return await asyncio.shield(lookup)
+
+    def _end_lookup(
+        self, identity: tuple[str | None, ...], done: asyncio.Task[ProjectRecord]
+    ) -> None:
+        del self._lookups[identity]
+        # Asking for the exception also says that it is seen, should nobody wait any more.
+        if not done.cancelled() and done.exception() is None:
+            self._remember(identity, done.result())
 
     def _remembered(self, headers: Mapping[str, str]) -> ProjectRecord | None:
         known = self._known.get(_identity(headers))
@@ -62,10 +82,10 @@ class Access:
             return None
         return known[1]
 
-    def _remember(self, headers: Mapping[str, str], project: ProjectRecord) -> None:
+    def _remember(self, identity: tuple[str | None, ...], project: ProjectRecord) -> None:
         if len(self._known) >= MAX_KNOWN:
             self._known.clear()
-        self._known[_identity(headers)] = (time.monotonic() + KNOWN_SECONDS, project)
+        self._known[identity] = (time.monotonic() + KNOWN_SECONDS, project)
 
     def _identify(self, headers: Mapping[str, str], now: int) -> ProjectRecord:
         scheme, _, text = headers.get("authorization", "").partition(" ")

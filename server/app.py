@@ -38,7 +38,9 @@ from trunkline.server.settings import ServerSettings
 from trunkline.server.state import State
 from trunkline.server.store_collector import StoreCollector
 from trunkline.server.sweep import Sweep
+from trunkline.server.together import Together
 from trunkline.server.webhooks.delivery import WebhookSender
+from trunkline.store.batches import look_up_batches
 from trunkline.store.closing import Closing
 from trunkline.store.database import Database
 from trunkline.store.engines import Engines
@@ -92,6 +94,7 @@ def create_app(
         access=Access(
             Projects(database), ApiKeys(database), allow_anonymous=settings.allow_anonymous
         ),
+        batches=Together(lambda keys: look_up_batches(database, keys)),
         outcomes=Outcomes(database),
         progress=Progress(database),
         engines=engines_known,

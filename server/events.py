@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
-from anyio.to_thread import run_sync
 from fastapi.sse import format_sse_event
 
 from trunkline.server.wire import batch_object
@@ -20,7 +19,7 @@ KEEP_ALIVE_SECONDS = 15.0
 
 
 async def batch_events(
-    first: BatchRecord, read: Callable[[], BatchRecord], stopping: threading.Event
+    first: BatchRecord, read: Callable[[], Awaitable[BatchRecord]], stopping: threading.Event
 ) -> AsyncIterator[bytes]:
     """The batch at once, then whenever it has changed, until it has ended.
 
@@ -35,7 +34,7 @@ async def batch_events(
     while not is_terminal(batch.status) and not stopping.is_set():
         await asyncio.sleep(POLL_SECONDS)
         silent_seconds += POLL_SECONDS
-        latest = await run_sync(read)
+        latest = await read()
         if latest != batch:
             batch = latest
             yield _event(batch)

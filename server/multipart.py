@@ -20,7 +20,6 @@ from trunkline.server.errors import ApiError, missing_parameter
 MAX_FIELD_BYTES = 64 * 1024
 MAX_FIELDS = 64
 HANDED_OVER_BYTES = 256 * 1024
-MAX_THREADS = 2
 DEFAULT_FILENAME = "upload"
 
 # Takes some bytes of the file, and the fields that have come before them.
@@ -85,9 +84,10 @@ async def read_upload(
 
 @cache
 def _limiter() -> CapacityLimiter:
-    """Few uploads are hashed and written at once; more would only take turns with each other, and
-    with the requests of those who ask for something small."""
-    return CapacityLimiter(MAX_THREADS)
+    """One piece of one upload is hashed and written at a time, and the event loop gives the next
+    one its turn: so those who ask for something small get theirs in between, also on a machine
+    with few processors. See docs/decisions/0021."""
+    return CapacityLimiter(1)
 
 
 async def _collected(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

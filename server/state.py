@@ -14,12 +14,14 @@ from trunkline.server.access import Access
 from trunkline.server.live_poller import LivePoller
 from trunkline.server.metrics import Metrics
 from trunkline.server.settings import ServerSettings
+from trunkline.server.together import Together
 from trunkline.store.blobs import BlobStore
 from trunkline.store.database import Database
 from trunkline.store.engines import Engines
 from trunkline.store.live import LiveRequests
 from trunkline.store.outcomes import Outcomes
 from trunkline.store.progress import Progress
+from trunkline.store.records import BatchRecord
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class State:
     database: Database
     blobs: BlobStore
     access: Access
+    batches: Together[tuple[str, str], BatchRecord]  # by project and id; see `look_up_batches`
     outcomes: Outcomes
     progress: Progress
     engines: Engines

@@ -6,7 +6,7 @@ import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, func, insert, select, tuple_, update
+from sqlalchemy import Connection, Row, Select, bindparam, func, insert, select, tuple_, update
 
 from trunkline.store.database import Database, new_id
 from trunkline.store.errors import (
@@ -45,6 +45,21 @@ def batch_record(row: Row[Any]) -> BatchRecord:
     if values["metadata"] is not None:
         values["metadata"] = json.loads(values["metadata"])
     return BatchRecord(**values)
+
+
+# Made once: making it takes longer than running it.
+_BY_KEYS = select(*COLUMNS).where(
+    tuple_(batches.c.project_id, batches.c.id).in_(bindparam("keys", expanding=True))
+)
+
+
+def look_up_batches(
+    database: Database, keys: Collection[tuple[str, str]]
+) -> dict[tuple[str, str], BatchRecord]:
+    """The batches that are there, of those asked for by project and id."""
+    with database.read() as connection:
+        records = map(batch_record, connection.execute(_BY_KEYS, {"keys": keys}).all())
+    return {(record.project_id, record.id): record for record in records}
 
 
 class Batches:

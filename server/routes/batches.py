@@ -38,6 +38,7 @@ from trunkline.server.wire import (
 )
 from trunkline.store.batch_file import output_line
 from trunkline.store.endpoints import ENDPOINTS
+from trunkline.store.errors import NotFound
 from trunkline.store.records import BatchRecord
 from trunkline.store.states import BatchStatus, is_terminal
 
@@ -121,8 +122,16 @@ def list_batches(
 
 
 @router.get("/{batch_id}")
-def retrieve(batch_id: str, scope: ScopeOf) -> BatchObject:
-    return batch_object(scope.batches.get(batch_id))
+async def retrieve(batch_id: str, state: StateOf, scope: ScopeOf) -> BatchObject:
+    return batch_object(await _batch(state, scope, batch_id))
+
+
+async def _batch(state: State, scope: Scope, batch_id: str) -> BatchRecord:
+    """The batch, for those who ask again and again: they share their queries."""
+    batch = await state.batches.get((scope.project.id, batch_id))
+    if batch is None:
+        raise NotFound("batch", batch_id)
+    return batch
 
 
 @router.post("/{batch_id}", openapi_extra=json_body({"priority": PRIORITY}, ["priority"]))
@@ -247,10 +256,10 @@ def progress(batch_id: str, state: StateOf, scope: ScopeOf) -> BatchProgress:
 async def events(batch_id: str, state: StateOf, scope: ScopeOf) -> EventStream:
     """Server-sent events of the type `batch`, each with the whole batch, until it has ended."""
 
-    def read() -> BatchRecord:
-        return scope.batches.get(batch_id)
+    async def read() -> BatchRecord:
+        return await _batch(state, scope, batch_id)
 
-    first = await run_sync(read)
+    first = await read()
     return EventStream(
         batch_events(first, read, state.stopping),
         # A proxy that collects the stream before it passes it on would defeat it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -16,13 +17,13 @@ import openai
 import pytest
 from fastapi.testclient import TestClient
 
-from trunkline.server.access import KNOWN_SECONDS, is_loopback
+from trunkline.server.access import KNOWN_SECONDS, Access, is_loopback
 from trunkline.server.app import create_app
 from trunkline.server.settings import ServerSettings
 from trunkline.store.database import Database
 from trunkline.store.migrate import upgrade
 from trunkline.store.projects import DEFAULT_PROJECT_ID, ApiKeys, Projects
-from trunkline.store.records import ProjectLimits
+from trunkline.store.records import ProjectLimits, ProjectRecord
 
 
 class Installation:
@@ -91,6 +92,41 @@ def test_a_revoked_key_opens_nothing_a_second_later(installation: Installation) 
         assert client.get("/v1/files").status_code == 401
         # The last key is gone, and yet the door stays shut.
         assert client.get("/v1/files", headers={"authorization": ""}).status_code == 401
+
+
+class CountingKeys(ApiKeys):
+    """Keys that are looked up slowly."""
+
+    num_lookups = 0
+
+    def project_of(self, text: str, now: int) -> ProjectRecord | None:
+        self.num_lookups += 1
+        time.sleep(0.1)
+        return super().project_of(text, now)
+
+
+def test_a_key_is_looked_up_once_for_all_who_come_with_it(installation: Installation) -> None:
+    key, wrong_key = installation.key("team-a"), "tl-wrong"
+    keys = CountingKeys(installation.database)
+    access = Access(installation.projects, keys, allow_anonymous=False)
+
+    async def project(key: str) -> ProjectRecord:
+        return await access.project({"authorization": f"Bearer {key}"}, 0)
+
+    async def scenario() -> None:
+        leaving, *staying = (asyncio.create_task(project(key)) for _ in range(50))
+        await asyncio.sleep(0)
+        leaving.cancel()
+        assert {found.name for found in await asyncio.gather(*staying)} == {"team-a"}
+        assert keys.num_lookups == 1
+        for num_lookups in (2, 3):  # what was refused is not remembered
+            refused = await asyncio.gather(
+                *(project(wrong_key) for _ in range(50)), return_exceptions=True
+            )
+            assert {getattr(error, "status_code", error) for error in refused} == {401}
+            assert keys.num_lookups == num_lookups
+
+    asyncio.run(scenario())
 
 
 def test_anonymous_requests_where_they_are_allowed(tmp_path: Path) -> None:
