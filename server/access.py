@@ -58,7 +58,10 @@ class Access:
         return project
 
     async def _looked_up(self, headers: Mapping[str, str], now: int) -> ProjectRecord:
-        """The project, looked up once for all requests with these headers that wait for it."""
+        """The project, looked up once for all requests with these headers that wait for it.
+
+        Each key by itself, not as in `Together`: noting its use may have to wait for a writer.
+        """
         identity = _identity(headers)
         lookup = self._lookups.get(identity)
         if lookup is None:

@@ -24,7 +24,8 @@ class Together(Generic[K, V]):
         """Make one.
 
         Args:
-            look_up: the values of those keys that have one. Called from one thread at a time.
+            look_up: the values of those keys that have one. Called from one thread at a time. What
+                it raises is raised for all who share it, so no single key should be a reason.
         """
         self._look_up = look_up
         self._asked: dict[K, asyncio.Future[V | None]] = {}

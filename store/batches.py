@@ -56,9 +56,14 @@ _BY_KEYS = select(*COLUMNS).where(
 def look_up_batches(
     database: Database, keys: Collection[tuple[str, str]]
 ) -> dict[tuple[str, str], BatchRecord]:
-    """The batches that are there, of those asked for by project and id."""
+    """The batches that are there, of those asked for by project and id.
+
+    Keys come from many clients: none may make the query fail for the others.
+    """
+    # PostgreSQL refuses a query with a NUL character, which no id has.
+    possible = [key for key in keys if "\0" not in key[1]]
     with database.read() as connection:
-        records = map(batch_record, connection.execute(_BY_KEYS, {"keys": keys}).all())
+        records = map(batch_record, connection.execute(_BY_KEYS, {"keys": possible}).all())
     return {(record.project_id, record.id): record for record in records}
 
 

@@ -29,19 +29,23 @@ class Slow:
             raise LookupError("zero")
         return {key: key * key for key in keys if key > 0}
 
-    async def begun(self) -> None:
+    async def asked(
+        self, together: Together[int, int], *keys: int
+    ) -> tuple[asyncio.Task[int | None], list[asyncio.Task[int | None]]]:
+        """Questions: one for 2, whose look-up has begun, then one for each of `keys`."""
+        first = asyncio.create_task(together.get(2))
         assert await asyncio.to_thread(self.has_begun.wait, TIMEOUT_SECONDS)
+        others = [asyncio.create_task(together.get(key)) for key in keys]
+        await asyncio.sleep(0)
+        return first, others
 
 
 def test_who_comes_meanwhile_shares_the_next_look_up() -> None:
     async def scenario() -> None:
         slow = Slow()
         together = Together(slow)
-        first = asyncio.create_task(together.get(2))
-        await slow.begun()
         # 2 as well: what was read before this question may be old by now.
-        others = [asyncio.create_task(together.get(key)) for key in (2, 3, 3, -1)]
-        await asyncio.sleep(0)
+        first, others = await slow.asked(together, 2, 3, 3, -1)
         slow.may_go_on.set()
         assert await first == 4
         assert await asyncio.gather(*others) == [4, 9, 9, None]
@@ -55,14 +59,14 @@ def test_who_goes_away_takes_nobody_along() -> None:
     async def scenario() -> None:
         slow = Slow()
         together = Together(slow)
-        leaving, staying = (asyncio.create_task(together.get(2)) for _ in range(2))
-        await slow.begun()
-        leaving.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await leaving
+        first, (leaving, staying) = await slow.asked(together, 3, 3)
+        for each in (first, leaving):
+            each.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await each
         slow.may_go_on.set()
-        assert await staying == 4
-        assert slow.calls == [(2,)]
+        assert await staying == 9
+        assert slow.calls == [(2,), (3,)]
 
     asyncio.run(scenario())
 
@@ -71,10 +75,7 @@ def test_what_goes_wrong_is_told_to_all_who_share_it_and_to_nobody_else() -> Non
     async def scenario() -> None:
         slow = Slow()
         together = Together(slow)
-        first = asyncio.create_task(together.get(2))
-        await slow.begun()
-        others = [asyncio.create_task(together.get(key)) for key in (0, 3)]
-        await asyncio.sleep(0)
+        first, others = await slow.asked(together, 0, 3)
         slow.may_go_on.set()
         assert await first == 4
         for other in others:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from trunkline.store.batches import Batches
+from trunkline.store.batches import Batches, look_up_batches
 from trunkline.store.errors import NotFound, UnknownCursor
 from trunkline.store.files import Files
 from trunkline.store.projects import DEFAULT_PROJECT_ID, KEY_PREFIX, ApiKeys, Projects
@@ -126,6 +126,21 @@ def test_another_project_sees_and_changes_nothing(store: Any) -> None:
         batches.list(after=batch.id)
     assert store.batches.get(batch.id) == batch
     assert store.files.get(batch.input_file_id).id == batch.input_file_id
+
+
+def test_batches_looked_up_together_are_those_of_each_project(store: Any) -> None:
+    mine, other = store.accepted(), store.accepted()
+    stranger = Projects(store.database).ensure("stranger", NOW).id
+    # What one asks for does not spoil the answer for the others.
+    keys = [
+        *((DEFAULT_PROJECT_ID, id_) for id_ in (mine.id, other.id, "batch_none", "batch_\0")),
+        *((stranger, id_) for id_ in (mine.id, "\0")),
+    ]
+    assert look_up_batches(store.database, keys) == {
+        (DEFAULT_PROJECT_ID, mine.id): mine,
+        (DEFAULT_PROJECT_ID, other.id): other,
+    }
+    assert look_up_batches(store.database, [(stranger, "\0")]) == {}
 
 
 def test_output_files_belong_to_the_project_of_their_batch(store: Any) -> None:
