@@ -21,6 +21,7 @@ from trunkline.engine.encoder.config import is_encoder
 from trunkline.engine.gpu_memory import measure_kv_budget, warm_up
 from trunkline.engine.gpu_runner import GpuRunner
 from trunkline.engine.grammar import Grammars
+from trunkline.engine.host_memory import available_bytes
 from trunkline.engine.kv_cache import KVCache, allocate_kv_cache, num_pages_for
 from trunkline.engine.model.config import UnsupportedModelError
 from trunkline.engine.model.decoder import Decoder
@@ -42,7 +43,7 @@ from trunkline.kernels.gpu.tuning import FP8
 from trunkline.options import ConfigError
 from trunkline.store.model_names import served_name
 
-# Of the memory that is free once the weights are loaded.
+# Of the memory that is available once the weights are loaded.
 CPU_KV_SHARE = 0.25
 # Of a GPU's, where Triton is missing and nothing is known of what a step takes.
 TORCH_KV_SHARE = 0.7
@@ -182,8 +183,7 @@ def _free_kv_bytes(
     decoder: Decoder, kv_dtype: torch.dtype, page_size: int, max_batch_tokens: int
 ) -> int:
     if decoder.device.type == "cpu":
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        return int(free * CPU_KV_SHARE)
+        return int(available_bytes() * CPU_KV_SHARE)
     if triton_for(decoder.embedding):
         return measure_kv_budget(decoder, kv_dtype, page_size, max_batch_tokens)
     free, _ = torch.cuda.mem_get_info(decoder.device)

@@ -68,7 +68,7 @@ class EngineConfig(BaseSettings):
         None,
         ge=1,
         description="Size of the KV cache; unless given, what is left on a GPU, or a quarter of "
-        "the free memory of a CPU machine. Bytes.",
+        "the available memory of a CPU machine (a container's limit counts). Bytes.",
     )
     kv_cache_dtype: KVCacheDtype = Field(
         KVCacheDtype.AUTO,
