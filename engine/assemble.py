@@ -38,6 +38,7 @@ from trunkline.engine.runner import Runner, configure_host
 from trunkline.engine.scheduler_config import SchedulerConfig
 from trunkline.engine.step_runner import StepRunner
 from trunkline.engine.tokenizer import Tokenizer
+from trunkline.kernels.cpu_isa import max_cpu_isa
 from trunkline.kernels.gpu.launch import triton_for
 from trunkline.kernels.gpu.tuning import FP8
 from trunkline.options import ConfigError
@@ -68,10 +69,12 @@ def assemble(config: EngineConfig) -> Assembly:
     """Load the model and build the engine.
 
     Raises:
-        ConfigError: the model or the device is not there, or the cache is too small.
+        ConfigError: the model or the device is not there, the cache is too small, or
+            TRUNKLINE_MAX_CPU_ISA is malformed.
     """
     started = time.perf_counter()
     device = _device(config.device)
+    _check_cpu_isa()
     configure_host(config.threads or len(os.sched_getaffinity(0)))
     try:
         folder = resolve_model(config.model, config.cache_dir.expanduser())
@@ -159,6 +162,13 @@ def _device(wanted: Device) -> torch.device:
     if wanted is Device.CPU or not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda")
+
+
+def _check_cpu_isa() -> None:
+    try:
+        max_cpu_isa()
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _tokenizer(folder: Path) -> Tokenizer:

@@ -22,6 +22,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from trunkline.kernels.cpu_isa import VARIABLE, CpuIsa, has_avx512_bf16, max_cpu_isa
+
 SOURCE_FOLDER = Path(__file__).parent / "cpu"
 CACHE_VARIABLE = "TRUNKLINE_CACHE_DIR"
 DEFAULT_CACHE = "~/.cache/trunkline"
@@ -123,7 +125,9 @@ def build(folder: Path) -> NativeLibrary:
     Raises:
         NativeUnavailableError: the CPU lacks instructions, there is no compiler, or it fails.
     """
-    if not torch.cpu._is_avx512_bf16_supported():
+    if max_cpu_isa() < CpuIsa.AVX512_BF16:
+        raise NativeUnavailableError(f"{VARIABLE} allows no AVX512-BF16 instructions")
+    if not has_avx512_bf16():
         raise NativeUnavailableError("the CPU has no AVX512-BF16 instructions")
     compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
     if compiler is None:

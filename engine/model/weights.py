@@ -15,6 +15,7 @@ from trunkline.engine.model.config import ModelConfig, load_config
 from trunkline.engine.model.decoder import Decoder
 from trunkline.engine.model.layers import LayerWeights
 from trunkline.engine.model.load_format import LoadFormat
+from trunkline.kernels.cpu_isa import multiplies_bfloat16
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -52,15 +53,9 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
         return DTYPES[name]
     if name != "auto":
         raise ValueError(f"dtype {name!r} is unknown; allowed are auto, {', '.join(DTYPES)}")
-    if device.type == "cuda" or cpu_multiplies_bfloat16():
+    if device.type == "cuda" or multiplies_bfloat16():
         return torch.bfloat16
     return torch.float32
-
-
-def cpu_multiplies_bfloat16() -> bool:
-    """Whether this CPU has instructions for bfloat16 products."""
-    cpu = torch.cpu
-    return bool(cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported())
 
 
 def load_model(

@@ -55,3 +55,9 @@ def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
     LlamaConfig(num_hidden_layers=1, hidden_size=32, vocab_size=64).save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="has no tokenizer that transformers can load"):
         assemble(settings(str(tmp_path), load_format=LoadFormat.DUMMY))
+
+
+def test_an_unknown_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRUNKLINE_MAX_CPU_ISA", "avx1024")
+    with pytest.raises(ConfigError, match="TRUNKLINE_MAX_CPU_ISA is 'avx1024'; allowed are avx2"):
+        assemble(settings(DEFAULT_MODEL, load_format=LoadFormat.DUMMY))
