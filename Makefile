@@ -1,4 +1,4 @@
-# `make demo` and `make test` do all the set-up a fresh machine needs; everything lands in $(VENV).
+# Every target does all the set-up that a fresh machine needs; everything lands in $(VENV).
 VENV   ?= .venv
 PYTHON ?= python3
 BIN    := $(VENV)/bin
@@ -6,13 +6,27 @@ BIN    := $(VENV)/bin
 # Without this, running from the checkout would put the top-level folders on the import path.
 export PYTHONSAFEPATH := 1
 
-.PHONY: demo test check format bench clean
+# One process a core, each with a server and databases of its own; a file's tests stay together.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+
+.PHONY: demo test test-all coverage check format bench clean
 
 demo: $(VENV)/.engine
 	$(BIN)/trunkline demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
+
+test-all: $(VENV)/.dev
+	$(PYTEST) $(PYTEST_ARGS)
+
+# COVERAGE_OF=test or test-all
+COVERAGE_OF ?= test-all
+coverage: $(VENV)/.dev
+	$(BIN)/coverage erase
+	$(MAKE) $(COVERAGE_OF) PYTEST="$(BIN)/coverage run -m pytest -n auto --dist loadfile --no-loadscope-reorder"
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
@@ -29,7 +43,7 @@ bench: $(VENV)/.engine
 	PYTHONPATH=benchmarks $(BIN)/python benchmarks/cpu.py $(BENCH_ARGS)
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build dist .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

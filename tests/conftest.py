@@ -1,4 +1,7 @@
-"""Fixtures of several suites, databases of both kinds, S3; and Triton, imported before all else."""
+"""Fixtures of several suites, databases of both kinds, S3; and Triton, imported before all else.
+
+Tests may run in several processes at once (pytest-xdist): they share the processors then.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +24,18 @@ import psycopg
 import pytest
 import torch
 
+from tests.models import cache_dir
 from tests.support import free_port, missing
+from trunkline.kernels import native
 from trunkline.store.database import Database
 from trunkline.store.migrate import upgrade
+
+# Each process of the tests, and each engine that it starts, takes its share of the processors.
+NUM_THREADS = max(
+    1, len(os.sched_getaffinity(0)) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+)
+torch.set_num_threads(NUM_THREADS)
+os.environ.setdefault("TRUNKLINE_THREADS", str(NUM_THREADS))
 
 # When Triton is first imported, it decides whether its own functions are interpreted or compiled.
 # Any suite may import a library that imports it, so it is imported here, for the interpreter; the
@@ -34,6 +46,15 @@ if importlib.util.find_spec("triton") is not None and not torch.cuda.is_availabl
         importlib.import_module("triton")
     finally:
         del os.environ["TRITON_INTERPRET"]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say so where no test has seen a compiled CPU kernel; a CPU without them skips their tests."""
+    try:
+        native.build(cache_dir() / "kernels")
+    except native.NativeUnavailableError as error:
+        terminalreporter.section("compiled CPU kernels: NOT TESTED", yellow=True)
+        terminalreporter.line(f"{error}. A CPU with AVX512-BF16 runs these tests too.")
 
 
 def find_postgres() -> Path | None:
