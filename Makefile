@@ -9,16 +9,20 @@ export PYTHONSAFEPATH := 1
 # One process a core, each with a server and databases of its own; a file's tests stay together.
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-all coverage check format bench clean
+.PHONY: demo test test-all clients coverage check format bench clean
 
 demo: $(VENV)/.engine
 	$(BIN)/trunkline demo
 
-test: $(VENV)/.dev
+test: $(VENV)/.dev clients
 	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
 
-test-all: $(VENV)/.dev
+test-all: $(VENV)/.dev clients
 	$(PYTEST) $(PYTEST_ARGS)
+
+# Programs of others that the tests let talk to the server; kept in the cache, by their locks.
+clients: $(VENV)/.dev
+	PYTHONPATH=. $(BIN)/python -m tests.clients.environments
 
 # COVERAGE_OF=test or test-all
 COVERAGE_OF ?= test-all

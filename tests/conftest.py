@@ -24,8 +24,7 @@ import psycopg
 import pytest
 import torch
 
-from tests.models import cache_dir
-from tests.support import free_port, missing
+from tests.support import cache_dir, free_port, missing
 from trunkline.kernels import native
 from trunkline.store.database import Database
 from trunkline.store.migrate import upgrade

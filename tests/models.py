@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from contextlib import suppress
@@ -16,6 +15,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from tests.support import cache_dir
 from trunkline.engine.default_model import resolve_model
 from trunkline.store.model_names import DEFAULT_MODEL
 
@@ -33,11 +33,6 @@ SMALL = {
     "dtype": "float32",
 }
 SEED = 0
-
-
-def cache_dir() -> Path:
-    """Trunkline's cache."""
-    return Path(os.environ.get("TRUNKLINE_CACHE_DIR") or "~/.cache/trunkline").expanduser()
 
 
 def default_model() -> Path:

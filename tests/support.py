@@ -1,4 +1,4 @@
-"""What tests of several suites need: conditions that come true, free ports, tools that may lack."""
+"""What tests of several suites need: conditions, free ports, the cache, tools that may lack."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn, TypeVar
 
 import pytest
@@ -28,6 +29,11 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
     return port
+
+
+def cache_dir() -> Path:
+    """Trunkline's cache."""
+    return Path(os.environ.get("TRUNKLINE_CACHE_DIR") or "~/.cache/trunkline").expanduser()
 
 
 def missing(reason: str) -> NoReturn:

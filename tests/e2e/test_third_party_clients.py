@@ -11,6 +11,10 @@ from typing import Any
 
 import pytest
 
+from tests.clients.environments import python_with
+
+pytestmark = [pytest.mark.e2e, pytest.mark.clients]
+
 MODEL = "tiny"
 RUN_SECONDS = 180
 
@@ -89,13 +93,11 @@ print(json.dumps({
 
 
 @pytest.fixture
-def run_client(
-    installation: Any, python_with: Callable[..., Path], tiny_model: Path, tmp_path: Path
-) -> RunClient:
+def run_client(installation: Any, tiny_model: Path, tmp_path: Path) -> RunClient:
     """Runs a program with a client on an installation that has an engine; what it prints."""
 
-    def run(name: str, program: str, *requirements: str) -> dict[str, Any]:
-        python = python_with(name, requirements)
+    def run(name: str, program: str) -> dict[str, Any]:
+        python = python_with(name)
         source = tmp_path / "in.jsonl"
         source.write_text("".join(json.dumps(line) + "\n" for line in make_lines()))
         installation.start(
@@ -149,7 +151,7 @@ def results(text: str) -> dict[str, dict[str, Any]]:
 
 
 def test_litellm(run_client: RunClient) -> None:
-    seen = run_client("litellm", LITELLM, "litellm==1.106.2")
+    seen = run_client("litellm", LITELLM)
     batch = seen["batch"]
     assert (batch["status"], batch["error_file_id"]) == ("completed", None)
     assert batch["metadata"] == {"from": "litellm"}
@@ -167,11 +169,8 @@ def test_litellm(run_client: RunClient) -> None:
 
 
 def test_openai_batch(run_client: RunClient) -> None:
-    seen = run_client(
-        # It imports httpx, which not every version of openai brings. Version 0.3.4 reads its own
-        # input file after it has closed it.
-        *("openai-batch", OPENAI_BATCH, "openai-batch==0.3.3", "httpx==0.28.1")
-    )
+    # Version 0.3.4 reads its own input file after it has closed it.
+    seen = run_client("openai-batch", OPENAI_BATCH)
     batch = seen["batch"]
     assert batch["status"] == seen["seen"][-1] == "completed"
     assert batch["request_counts"] == {"total": 3, "completed": 2, "failed": 1}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests.support import missing
+from tests.clients.environments import npm_folder
+
+pytestmark = pytest.mark.clients
 
 START = """
 import fs from "node:fs";
@@ -127,32 +128,12 @@ process.exit(0);
 """
 
 
-@pytest.fixture(scope="session")
-def npm_folder(pytestconfig: pytest.Config) -> Path:
-    """A folder with the client, kept from one test run to the next."""
-    if shutil.which("node") is None or shutil.which("npm") is None:
-        missing("Node.js is not installed")
-    cache = pytestconfig.cache
-    assert cache is not None
-    folder = cache.mkdir("npm-openai-6")
-    if not (folder / "node_modules" / "openai" / "package.json").exists():
-        installed = subprocess.run(
-            ["npm", "install", "--no-audit", "--no-fund", "--prefix", folder, "openai@6"],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        if installed.returncode != 0:
-            missing(f"the npm package openai cannot be installed: {installed.stderr}")
-    return folder
-
-
 class Script:
     """The script at work; it waits after each step until it is told to go on."""
 
     def __init__(self, folder: Path, text: str, **environment: str) -> None:
+        # Node.js looks for modules where a program lies, not where it is started.
+        (folder / "node_modules").symlink_to(npm_folder() / "node_modules")
         path = folder / "script.mjs"
         path.write_text(START + text)
         self.process = subprocess.Popen(
@@ -182,14 +163,12 @@ class Script:
         self.process.communicate()
 
 
-def test_from_upload_to_download(
-    server: Any, engine: Any, npm_folder: Path, tmp_path: Path
-) -> None:
+def test_from_upload_to_download(server: Any, engine: Any, tmp_path: Path) -> None:
     lines = engine.lines(3)
     source = tmp_path / "in.jsonl"
     source.write_text("".join(json.dumps(line) + "\n" for line in lines))
     script = Script(
-        npm_folder,
+        tmp_path,
         UPLOAD_TO_DOWNLOAD,
         BASE_URL=f"{server.base_url}/v1",
         INPUT=str(source),
@@ -233,14 +212,13 @@ def test_from_upload_to_download(
 def test_a_webhook_is_unwrapped(
     make_server: Callable[..., Any],
     make_engine: Callable[..., Any],
-    npm_folder: Path,
     tmp_path: Path,
 ) -> None:
     server = make_server(webhook_allow_private_addresses=True)
     engine = make_engine(server)
     source = tmp_path / "in.jsonl"
     source.write_text(json.dumps(engine.line("a")) + "\n")
-    script = Script(npm_folder, WEBHOOK, BASE_URL=f"{server.base_url}/v1", INPUT=str(source))
+    script = Script(tmp_path, WEBHOOK, BASE_URL=f"{server.base_url}/v1", INPUT=str(source))
     try:
         batch = script.next_step()["batch"]
         engine.complete(engine.claim())
