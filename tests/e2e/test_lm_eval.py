@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -16,12 +17,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.clients.environments import python_with
+from tests.models import small_model
 from trunkline.engine.config import EngineConfig
-from trunkline.engine.default_model import resolve_model
-from trunkline.store.model_names import DEFAULT_MODEL
 
-REQUIREMENTS = ("lm-eval[api]==0.4.13", "transformers==5.23.0")
-RUN_SECONDS = 180
+pytestmark = [pytest.mark.e2e, pytest.mark.clients]
+
+RUN_SECONDS = 500
 MAX_OUTPUT_TOKENS = 16
 
 # Longer than a few pages of the KV cache, so that it is worth sharing.
@@ -32,13 +34,14 @@ PASSAGE = (
     "Huber, has counted them since 1998. She writes the number of each day on a blackboard beside "
     "the door, and in the evening she wipes it off with a green cloth."
 )
-QUESTIONS = (
+QUESTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Who keeps the lighthouse?", ("Anna Huber", "a lion", "The keeper of the lake", "Rorschach")),
     ("When was it finished?", ("1856", "1998", "in the summer", "Every evening")),
     ("What colour is the cloth?", ("green", "blue", "red", "black as the night")),
     ("Where is Lindau?", ("on the northern shore of the lake", "in Bregenz", "on the moon")),
 )
-# The model ends its answer here, and so does the request that asks for the text's likelihood.
+# The model ends its answer here: `ending_model` sees to it. The request that asks for the text's
+# likelihood ends there, too.
 ENDED = (
     "<|im_start|>user\nSay hello.<|im_end|>\n"
     "<|im_start|>assistant\nHello! How can I help you today?"
@@ -60,7 +63,7 @@ class Reference:
 
     def __init__(self, folder: Path) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
     def encode(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
@@ -70,20 +73,20 @@ class Reference:
     def likelihood(self, context: list[int], continuation: list[int]) -> tuple[float, bool]:
         """The continuation's log-likelihood, and whether each of its tokens is the likeliest."""
         ids = torch.tensor([context + continuation])
-        logprobs = self._model(ids).logits[0, len(context) - 1 : -1].log_softmax(-1)
+        logprobs = self.model(ids).logits[0, len(context) - 1 : -1].log_softmax(-1)
         targets = ids[0, len(context) :]
         total = logprobs.gather(1, targets[:, None]).sum().item()
         return total, bool((logprobs.argmax(1) == targets).all())
 
     @torch.inference_mode()
-    def answer(self, prompt: list[int], until: Sequence[str]) -> str:
+    def answer(self, prompt: list[int], until: Sequence[str], max_tokens: int) -> str:
         """What is generated greedily, before the first of `until`."""
         ids = torch.tensor([prompt])
-        generated = self._model.generate(
+        generated = self.model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
             do_sample=False,
-            max_new_tokens=MAX_OUTPUT_TOKENS,
+            max_new_tokens=max_tokens,
             pad_token_id=self.tokenizer.eos_token_id,
         )
         text: str = self.tokenizer.decode(generated[0, len(prompt) :], skip_special_tokens=True)
@@ -91,15 +94,56 @@ class Reference:
             text = text.split(stop, maxsplit=1)[0]
         return text
 
+    def likeliest(self, text: str) -> str | None:
+        """The likeliest next piece of text, unless it makes other tokens of the text."""
+        ids = self.encode(text)
+        piece = self.answer(ids, [], max_tokens=1)
+        is_apart = piece.strip() and self.encode(text + piece)[:-1] == ids
+        return piece if is_apart else None
+
 
 @pytest.fixture(scope="module")
-def model_folder() -> Path:
-    return resolve_model(DEFAULT_MODEL, EngineConfig().cache_dir.expanduser())
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small model, made to end its answer after `ENDED`."""
+    folder = tmp_path_factory.mktemp("model") / "ending"
+    shutil.copytree(small_model(), folder)
+    reference = Reference(folder)
+    model, eos = reference.model, reference.tokenizer.eos_token_id
+    with torch.inference_mode():
+        last = model.model(torch.tensor([reference.encode(ENDED)])).last_hidden_state[0, -1]
+        # Its logit is 20 there, and about 0 after texts that have nothing to do with it.
+        model.lm_head.weight[eos] = 20 * last / last.square().sum()
+    model.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
 def reference(model_folder: Path) -> Reference:
     return Reference(model_folder)
+
+
+@pytest.fixture(scope="module")
+def questions(reference: Reference) -> list[tuple[str, tuple[str, ...]]]:
+    """Each question's text with its choices; where it can be, the likeliest is one of them."""
+    found = []
+    for question, choices in QUESTIONS:
+        text = f"{PASSAGE}\n\nQuestion: {question}\nAnswer:"
+        likeliest = reference.likeliest(text)
+        found.append(
+            (text, tuple(f" {choice}" for choice in choices) + ((likeliest,) if likeliest else ()))
+        )
+    assert any(
+        len(choices) > len(given) for (_, choices), (_, given) in zip(found, QUESTIONS, strict=True)
+    )
+    return found
+
+
+@pytest.fixture(scope="module")
+def site(shared_installation: Any, model_folder: Path) -> Any:
+    shared_installation.start(
+        *("--model", str(model_folder), "--dtype", "float32", "--kv-cache-bytes", str(2**26))
+    )
+    return shared_installation
 
 
 def write_task(
@@ -118,15 +162,16 @@ def write_task(
     (folder / f"{name}.yaml").write_text(json.dumps(task))  # YAML takes JSON
 
 
-def write_tasks(folder: Path) -> None:
+def write_tasks(folder: Path, questions: Sequence[tuple[str, Sequence[str]]]) -> None:
     folder.mkdir()
     write_task(
         *(folder, "choose"),
-        [{"question": question, "choices": choices} for question, choices in QUESTIONS],
+        [{"text": text, "choices": choices} for text, choices in questions],
         {
             "output_type": "multiple_choice",
-            "doc_to_text": PASSAGE + "\n\nQuestion: {{question}}\nAnswer:",
+            "doc_to_text": "text",
             "doc_to_choice": "choices",
+            "target_delimiter": "",  # the choices begin with theirs
             "doc_to_target": 0,
             "metric_list": [{"metric": "acc"}],
         },
@@ -162,18 +207,18 @@ RunHarness = Callable[..., dict[str, list[Sample]]]
 
 
 @pytest.fixture
-def run_harness(installation: Any, python_with: Callable[..., Path], tmp_path: Path) -> RunHarness:
-    """Runs tasks on a server that is running; the samples of each task, in order."""
-    python = python_with("lm-eval", REQUIREMENTS)
+def run_harness(site: Any, questions: Any, tmp_path: Path) -> RunHarness:
+    """Runs tasks on the server; the samples of each task, in order."""
+    python = python_with("lm-eval")
     tasks = tmp_path / "tasks"
-    write_tasks(tasks)
+    write_tasks(tasks, questions)
 
     def run(
         endpoint: str, model: str, names: Sequence[str], arguments: dict[str, Any], *options: str
     ) -> dict[str, list[Sample]]:
         output = tmp_path / "output" / model
-        url = f"http://127.0.0.1:{installation.port}/v1/{endpoint}"
-        with installation.client as client:
+        url = f"http://127.0.0.1:{site.port}/v1/{endpoint}"
+        with site.client as client:
             (served,) = client.models.list()
         arguments = {"model": served.id, "base_url": url, **arguments}
         done = subprocess.run(
@@ -195,7 +240,7 @@ def run_harness(installation: Any, python_with: Callable[..., Path], tmp_path: P
                 "HF_HUB_OFFLINE": "1",  # nothing but the server is asked
             },
         )
-        assert done.returncode == 0, f"{done.stderr}\n{installation.log}"
+        assert done.returncode == 0, f"{done.stderr}\n{site.log}"
         return {name: read_samples(output, name) for name in names}
 
     return run
@@ -213,9 +258,9 @@ def read_samples(folder: Path, task: str) -> list[Sample]:
     return samples
 
 
-def check_choices(samples: Sequence[Sample], reference: Reference) -> None:
+def check_choices(samples: Sequence[Sample], questions: Any, reference: Reference) -> None:
     """Their likelihoods against transformers', for the same tokens."""
-    assert len(samples) == sum(len(choices) for _, choices in QUESTIONS)
+    assert len(samples) == sum(len(choices) for _, choices in questions)
     seen = set()
     for sample in samples:
         context = reference.encode(sample.context)
@@ -228,40 +273,46 @@ def check_choices(samples: Sequence[Sample], reference: Reference) -> None:
     assert seen == {False, True}
 
 
-def figures_since(installation: Any, at: float) -> dict[str, Any]:
+def figures_since(site: Any, at: float) -> dict[str, Any]:
     """The engine's figures as they are after `at`, unix seconds."""
-    url = f"http://127.0.0.1:{installation.port}/v1/engines"
+    url = f"http://127.0.0.1:{site.port}/v1/engines"
 
     def engine() -> dict[str, Any]:
         (only,) = httpx.get(url).json()["data"]
         found: dict[str, Any] = only
         return found
 
-    installation.wait_for(lambda: engine()["heartbeat_at"] > at, 30)
+    site.wait_for(lambda: engine()["heartbeat_at"] > at, 30)
     figures: dict[str, Any] = engine()["figures"]
     return figures
 
 
 def test_likelihoods_and_answers_are_those_of_transformers(
-    installation: Any, run_harness: RunHarness, reference: Reference, model_folder: Path
+    site: Any, run_harness: RunHarness, reference: Reference, questions: Any, model_folder: Path
 ) -> None:
-    installation.start("--dtype", "float32")
+    before = figures_since(site, time.time())
     found = run_harness(
         *("completions", "local-completions", ["choose", "read", "continue"]),
         {"tokenizer": model_folder},
         *("--batch_size", "16"),
     )
-    figures = figures_since(installation, time.time())
-    check_choices(found["choose"], reference)
+    after = figures_since(site, time.time())
+    num_cached, num_computed = (
+        after[name] - before[name]
+        for name in ("num_cached_prompt_tokens", "num_computed_prompt_tokens")
+    )
+    check_choices(found["choose"], questions, reference)
     bos = reference.tokenizer.bos_token_id
-    assert reference.answer(reference.encode(ENDED), []) == ""
+    assert reference.answer(reference.encode(ENDED), [], 1) == ""
     assert [sample.context for sample in found["read"]] == [PASSAGE, ENDED]
     for sample in found["read"]:
         expected, _ = reference.likelihood([bos], reference.encode(sample.context))
         assert float(sample.response) == pytest.approx(expected, abs=1e-3)
     assert [sample.context for sample in found["continue"]] == [*TOPICS]
     for sample in found["continue"]:
-        assert sample.response == reference.answer(reference.encode(sample.context), ["\n"])
+        assert sample.response == reference.answer(
+            reference.encode(sample.context), ["\n"], MAX_OUTPUT_TOKENS
+        )
 
     # All choices were in one request, and the context of each question was computed for one.
     page_size = EngineConfig().page_size
@@ -271,24 +322,23 @@ def test_likelihoods_and_answers_are_those_of_transformers(
         if sample.context in seen:
             num_shared += len(reference.encode(sample.context)) // page_size * page_size
         seen.add(sample.context)
-    assert figures["num_cached_prompt_tokens"] >= num_shared
+    assert num_cached >= num_shared
     prompts = [sample.context + sample.argument for sample in found["choose"]]
     prompts += [sample.context for sample in found["read"] + found["continue"]]
     num_tokens = sum(len(reference.encode(prompt)) for prompt in prompts) + len(found["read"])
-    num_computed = num_tokens - figures["num_cached_prompt_tokens"]
-    assert figures["num_computed_prompt_tokens"] == num_computed
+    assert num_computed == num_tokens - num_cached
 
 
+@pytest.mark.slow
 def test_texts_and_chats_in_several_requests_at_once(
-    installation: Any, run_harness: RunHarness, reference: Reference, model_folder: Path
+    site: Any, run_harness: RunHarness, reference: Reference, questions: Any, model_folder: Path
 ) -> None:
-    installation.start("--dtype", "float32")
     concurrent = {"num_concurrent": 4}
     found = run_harness(
         *("completions", "local-completions", ["choose"]),
         {"tokenizer": model_folder, "tokenized_requests": False, **concurrent},
     )
-    check_choices(found["choose"], reference)
+    check_choices(found["choose"], questions, reference)
     found = run_harness(
         *("chat/completions", "local-chat-completions", ["continue"]),
         concurrent,
@@ -298,4 +348,4 @@ def test_texts_and_chats_in_several_requests_at_once(
     for sample in found["continue"]:
         messages = json.loads(sample.context[0])
         prompt = reference.tokenizer.apply_chat_template(messages, add_generation_prompt=True)
-        assert sample.response == reference.answer(prompt.input_ids, ["\n"])
+        assert sample.response == reference.answer(prompt.input_ids, ["\n"], MAX_OUTPUT_TOKENS)
