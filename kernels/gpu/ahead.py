@@ -1,27 +1,32 @@
 """Compiles kernels for GPUs that need not be there, and says what they take of the device.
 
 `python -m trunkline.kernels.gpu.ahead` compiles every variant for every target and prints one JSON
-object a line. Two processes share the work.
+object a line; `--target` and `--one-of-each-kernel` leave some out. Two processes share the work,
+and what was found before is not compiled again, see `resources`.
 """
 
 from __future__ import annotations
 
+import argparse
+import functools
 import json
 import multiprocessing
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import triton
+from triton._C.libtriton import get_cache_invalidating_env_vars
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.compiler import ASTSource, make_backend
 
+from trunkline.kernels.gpu.resources import Resources, cache_folder, digest_of, load, store
 from trunkline.kernels.gpu.variant import Variant
 from trunkline.kernels.gpu.variants import all_variants
 
@@ -33,18 +38,6 @@ TARGETS = {
 # Bytes of shared memory that a program may take. The smallest of compute capability 8.x, not 8.0's.
 SHARED_LIMITS = {"sm_80": 99 * 1024, "sm_90": 227 * 1024, "gfx942": 64 * 1024}
 NUM_PROCESSES = 2
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What a compiled variant takes."""
-
-    variant: str
-    target: str
-    num_registers: int  # of a thread
-    spilled_bytes: int  # of a thread's registers, in memory
-    shared_bytes: int  # of a program
-    uses_wgmma: bool  # Hopper's matrix instructions
 
 
 def compile_variant(variant: Variant, target: str) -> Resources:
@@ -109,28 +102,62 @@ def _hip_registers(compiled: Any) -> tuple[int, int]:
     return entry("vgpr_count"), spilled_bytes
 
 
-def _compile_by_name(name: str, target: str) -> Resources:
+@functools.cache
+def _compiler(target: str) -> str:
+    """Names Triton, the assembler that it takes for the target, and what changes its results."""
+    settings = sorted(get_cache_invalidating_env_vars().items())
+    return f"{triton.__version__} {make_backend(TARGETS[target]).hash()} {settings}"
+
+
+def _digest(variant: Variant, target: str) -> str:
+    return digest_of(variant, target, _compiler(target))
+
+
+def _compile_and_store(name: str, target: str) -> Resources:
     found = {variant.name: variant for variant in all_variants()}
-    return compile_variant(found[name], target)
+    resources = compile_variant(found[name], target)
+    store(cache_folder(), _digest(found[name], target), resources)
+    return resources
 
 
-def compile_all(pairs: Iterable[tuple[str, str]]) -> Iterable[Resources]:
-    """Compile (name of a variant, target)."""
+def compile_all(pairs: Iterable[tuple[Variant, str]]) -> Iterator[Resources]:
+    """What variants take of targets, in the given order; those are compiled that are not kept."""
+    kept = [(*pair, load(cache_folder(), _digest(*pair))) for pair in pairs]
+    missing = [(variant.name, target) for variant, target, found in kept if found is None]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(NUM_PROCESSES, mp_context=context) as pool:
-        yield from pool.map(_compile_by_name, *zip(*pairs, strict=True))
+        compiled = [pool.submit(_compile_and_store, *pair) for pair in missing][::-1]
+        for _, _, found in kept:
+            yield compiled.pop().result() if found is None else found
 
 
-def all_pairs() -> list[tuple[str, str]]:
+def all_pairs() -> list[tuple[Variant, str]]:
     """Each variant with each target that it is for."""
     return [
-        (variant.name, target)
-        for variant in all_variants()
-        for target in variant.targets or TARGETS
+        (variant, target) for variant in all_variants() for target in variant.targets or TARGETS
     ]
 
 
-if __name__ == "__main__":
-    for resources in compile_all(all_pairs()):
+def one_of_each_kernel(pairs: Iterable[tuple[Variant, str]]) -> list[tuple[Variant, str]]:
+    """The first variant of each kernel, for each target."""
+    firsts: dict[tuple[Any, str], Variant] = {}
+    for variant, target in pairs:
+        firsts.setdefault((variant.kernel, target), variant)
+    return [(variant, target) for (_, target), variant in firsts.items()]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--target", choices=TARGETS, action="append", help="all unless given")
+    parser.add_argument("--one-of-each-kernel", action="store_true", help="not every variant")
+    arguments = parser.parse_args()
+    pairs = [pair for pair in all_pairs() if pair[1] in (arguments.target or TARGETS)]
+    if arguments.one_of_each_kernel:
+        pairs = one_of_each_kernel(pairs)
+    for resources in compile_all(pairs):
         sys.stdout.write(json.dumps(asdict(resources)) + "\n")
         sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

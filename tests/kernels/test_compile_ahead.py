@@ -16,49 +16,96 @@ from typing import Any
 
 import pytest
 
+from tests.support import missing
+
 # Also TARGETS and SHARED_LIMITS of kernels/gpu/ahead.py, whose import would import Triton.
 SHARED_LIMITS = {"sm_80": 99 * 1024, "sm_90": 227 * 1024, "gfx942": 64 * 1024}
 
 # Attention over 16-bit elements is what Hopper's matrix instructions are for.
 WGMMA_VARIANT = re.compile(r"attention_bf16_.*sm_90")
 
+KERNELS = {
+    *("add_rms_norm", "attention", "merge", "rope_and_cache"),
+    *("sample", "silu_mul", "token_masks"),
+}
+ONE_OF_EACH_KERNEL = ("--target", "sm_90", "--one-of-each-kernel")
+PAIRS = """
+import json
+from trunkline.kernels.gpu.ahead import all_pairs
+print(json.dumps([(variant.name, target) for variant, target in all_pairs()]))
+"""
 
-@pytest.fixture(scope="module")
-def compiled() -> list[dict[str, Any]]:
+# All variants for all targets take minutes, on a slow machine some tens of them.
+pytestmark = [pytest.mark.aot, pytest.mark.timeout(3600)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _triton() -> None:
     if importlib.util.find_spec("triton") is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail("Triton is not installed")
-        pytest.skip("Triton is not installed")
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "trunkline.kernels.gpu.ahead"]
+        missing("Triton is not installed")
+
+
+def run(*arguments: str, **environment: str) -> str:
+    """What Python puts out, with Triton for compilation."""
+    kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, check=False, timeout=590
+        [sys.executable, *arguments],
+        env={**kept, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-5000:]
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    return done.stdout
 
 
-def test_every_variant_compiles_and_nothing_spills(compiled: list[dict[str, Any]]) -> None:
-    assert {row["target"] for row in compiled} == set(SHARED_LIMITS)
+def compile_ahead(*arguments: str, **environment: str) -> list[dict[str, Any]]:
+    """What the variants take that the arguments choose."""
+    lines = run("-m", "trunkline.kernels.gpu.ahead", *arguments, **environment).splitlines()
+    return [json.loads(line) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def pairs() -> list[tuple[str, str]]:
+    """Names of all variants, each with a target."""
+    return [(name, target) for name, target in json.loads(run("-c", PAIRS))]
+
+
+def check(compiled: list[dict[str, Any]]) -> None:
     spilling = [row for row in compiled if row["spilled_bytes"]]
     assert spilling == []
     too_large = [row for row in compiled if row["shared_bytes"] > SHARED_LIMITS[row["target"]]]
     assert too_large == []
+    on_hopper = [row["uses_wgmma"] for row in compiled if WGMMA_VARIANT.match(row["variant"])]
+    assert on_hopper
+    assert all(on_hopper)
 
 
-def test_names_differ(compiled: list[dict[str, Any]]) -> None:
-    names = [(row["variant"], row["target"]) for row in compiled]
-    assert len(names) == len(set(names))
+def test_one_variant_of_each_kernel_compiles_and_does_not_spill(tmp_path: Path) -> None:
+    compiled = compile_ahead(*ONE_OF_EACH_KERNEL)
+    names = [row["variant"] for row in compiled]
+    assert {name.split("_bf16")[0] for name in names} == KERNELS
+    check(compiled)
+    # Nothing is compiled again, where it could not be.
+    (tmp_path / "file").touch()
+    environment = {"TRITON_CACHE_DIR": str(tmp_path / "file")}
+    assert compile_ahead(*ONE_OF_EACH_KERNEL, **environment) == compiled
 
 
-def test_hopper_uses_its_matrix_instructions(compiled: list[dict[str, Any]]) -> None:
-    found = [row["uses_wgmma"] for row in compiled if WGMMA_VARIANT.match(row["variant"])]
-    assert found
-    assert all(found)
+@pytest.mark.slow
+def test_every_variant_compiles_and_nothing_spills(pairs: list[tuple[str, str]]) -> None:
+    compiled = compile_ahead()
+    assert [(row["variant"], row["target"]) for row in compiled] == pairs
+    check(compiled)
 
 
-def test_page_of_kernels_lists_every_variant(compiled: list[dict[str, Any]]) -> None:
+def test_names_differ(pairs: list[tuple[str, str]]) -> None:
+    assert {target for _, target in pairs} == set(SHARED_LIMITS)
+    assert len(pairs) == len(set(pairs))
+
+
+def test_page_of_kernels_lists_every_variant(pairs: list[tuple[str, str]]) -> None:
     docs = Path(__file__).parents[2] / "docs"
     page = (docs / "kernels.md").read_text(encoding="utf-8")
     listed = re.findall(r"^\| `(\S+)` \| `(\S+)` \|", page, re.MULTILINE)
-    assert listed == [(row["variant"], row["target"]) for row in compiled]
+    assert listed == pairs
