@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -14,6 +13,7 @@ from harness.environments import PEERS, PeerUnavailableError, python_of
 from harness.sizes import Size
 from peers.protocol import Job, Options
 
+from tests.support import wait_for
 from trunkline.engine.simulation.hardware import MODEL_SHAPES
 
 PROGRAM = """
@@ -93,10 +93,7 @@ def test_stands_still_between_runs_and_ends(program: Path, job: Path) -> None:
     with start(program) as echo:
         echo.run(job)
         (own,) = set(psutil.Process().children()) - before
-        deadline = time.monotonic() + 10
-        while own.status() != psutil.STATUS_STOPPED:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_for(lambda: own.status() == psutil.STATUS_STOPPED, 60)
     assert not own.is_running()
 
 

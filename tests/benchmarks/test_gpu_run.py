@@ -1,4 +1,4 @@
-"""Every part of the GPU benchmarks runs, at toy size in Triton's interpreter."""
+"""The parts of the GPU benchmarks run, at toy size in Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from tests.support import missing
 
 PARTS = ("kernels", "equality", "kernel-bench", "end-to-end", "profile", "peer")
 
@@ -42,11 +44,23 @@ def run(benchmarks: Path, out: Path, *arguments: str) -> subprocess.CompletedPro
     )
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
-def test_every_part_runs_as_a_toy(benchmarks: Path, tmp_path: Path) -> None:
-    done = run(benchmarks, tmp_path, "--toy")
+@pytest.mark.interpreter
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        pytest.param(("kernels", "equality"), id="two"),
+        pytest.param((), id="every one", marks=pytest.mark.slow),
+    ],
+)
+def test_parts_run_as_toys(chosen: tuple[str, ...], benchmarks: Path, tmp_path: Path) -> None:
+    if importlib.util.find_spec("triton") is None:
+        missing("Triton is not installed")
+    done = run(benchmarks, tmp_path, "--toy", *chosen)
     assert done.returncode == 0, done.stdout + done.stderr
-    for part in PARTS:
+    assert {path.stem for path in tmp_path.glob("gpu-*.jsonl")} == {
+        f"gpu-{part}" for part in chosen or PARTS
+    }
+    for part in chosen or PARTS:
         lines = (tmp_path / f"gpu-{part}.jsonl").read_text().splitlines()
         records = [json.loads(line) for line in lines]
         assert records

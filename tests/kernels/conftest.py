@@ -1,12 +1,17 @@
-"""Random steps: chains of shared prefixes with chunks and decode tokens below them."""
+"""The compiled CPU kernels, and steps: chains of prefixes with chunks and decode tokens below."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 
+from tests.support import missing
+from trunkline.kernels import native
+from trunkline.kernels.cpu_isa import has_avx512_bf16
+from trunkline.kernels.native import NativeLibrary
 from trunkline.kernels.spans import SpanList
 
 CaseMaker = Callable[..., SpanList]
@@ -15,6 +20,18 @@ CaseMaker = Callable[..., SpanList]
 @pytest.fixture(autouse=True)
 def _one_thread(one_thread: None) -> None:
     """For every test here."""
+
+
+@pytest.fixture
+def library() -> NativeLibrary:
+    """The compiled CPU kernels, on a CPU for which there are some; else the run's end says so."""
+    if not has_avx512_bf16():
+        pytest.skip("there are no compiled kernels for the CPU, or for what may be used of it")
+    if not any(map(shutil.which, native.COMPILERS)):
+        missing("there is no C++ compiler")
+    found = native.library()
+    assert found is not None, "the compiled CPU kernels cannot be built"
+    return found
 
 
 @pytest.fixture

@@ -10,14 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from trunkline.kernels import native
 from trunkline.kernels.linear import Linear
+from trunkline.kernels.native import NativeLibrary
 
 AFTER_A_FORK = """
 import os
 import torch
+from trunkline.kernels import native
 from trunkline.kernels.linear import Linear
 
+assert native.library() is not None
 torch.set_num_threads(3)
 torch.manual_seed(0)
 linear, x = Linear(torch.randn(300, 64).bfloat16()), torch.randn(400, 64).bfloat16()
@@ -31,9 +33,7 @@ assert torch.equal(linear(x), expected)
 
 
 @pytest.fixture
-def product() -> tuple[Linear, Tensor]:
-    if native.library() is None:
-        pytest.skip("this machine has no AVX512-BF16 or no C++ compiler")
+def product(library: NativeLibrary) -> tuple[Linear, Tensor]:
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(500, 96, generator=generator).bfloat16()
     return Linear(weight), torch.randn(700, 96, generator=generator).bfloat16()
@@ -67,7 +67,8 @@ def test_calls_from_several_threads_at_once(product: tuple[Linear, Tensor]) -> N
     assert all(torch.equal(result, expected) for result in results)
 
 
-def test_a_forked_child_has_threads_of_its_own() -> None:
+def test_a_forked_child_has_threads_of_its_own(library: NativeLibrary) -> None:
+    """Those of the compiled kernels, that is: torch's own do not outlive a fork."""
     done = subprocess.run(
         [sys.executable, "-c", AFTER_A_FORK],
         capture_output=True,

@@ -1,26 +1,14 @@
-"""These tests run on a GPU where there is one, else in Triton's interpreter.
-
-Triton decides between the two when a kernel's module is imported, so the modules are imported here.
-The variable is unset again: the other suites of the process shall not take Triton for available.
-"""
+"""These tests run on a GPU where there is one, else in Triton's interpreter."""
 
 from __future__ import annotations
-
-import os
 
 import pytest
 import torch
 
-HAS_GPU = torch.cuda.is_available()
+from tests.kernels.triton_modules import HAS_GPU, import_kernels
 
-if not HAS_GPU:
-    os.environ["TRITON_INTERPRET"] = "1"
-try:
-    from trunkline.kernels.gpu import variants
-
-    variants.all_variants()
-finally:
-    os.environ.pop("TRITON_INTERPRET", None)
+if not import_kernels():
+    collect_ignore_glob = ["test_*.py"]
 
 
 @pytest.fixture(autouse=True)

@@ -99,6 +99,7 @@ def make_decoder(config: LlamaConfig, dtype: torch.dtype, device: torch.device) 
     return assemble(shape, random_tensors(tensor_shapes(shape), dtype, device))
 
 
+@pytest.mark.interpreter
 @pytest.mark.parametrize("kv_dtype", [torch.float16, torch.float8_e4m3fn])
 def test_the_largest_step_leaves_the_cache_alone(
     kv_dtype: torch.dtype,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ import torch
 from transformers import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 from tests.engine.tiny import unwritten_cache
+from trunkline.engine import grouping
 from trunkline.engine.gpu_runner import GpuRunner
 from trunkline.engine.kv_cache import allocate_kv_cache
 from trunkline.engine.model.config import ModelConfig, config_from_hf
@@ -24,13 +26,18 @@ from trunkline.engine.prompt_reading import Pooling, PromptReading
 from trunkline.engine.runner import Runner
 from trunkline.engine.scheduler import Scheduler
 from trunkline.engine.scheduler_config import Policy, SchedulerConfig
-from trunkline.engine.sequence import SamplingParams, Sequence
+from trunkline.engine.sequence import FinishReason, SamplingParams, Sequence
 from trunkline.engine.step_plan import TokenLogprobs
 from trunkline.engine.step_runner import RunningStep, StepRunner
 
+pytestmark = pytest.mark.interpreter
+
 CPU = torch.device("cpu")
-PAGE = 16
-STOP_TOKEN = 3
+PAGE = 8
+# The rows of a step: prompts are longer, so they come in chunks.
+BATCH_TOKENS = 20
+# Some of the outputs come to one of these.
+STOP_TOKENS = frozenset(range(40, 50))
 SIZES = {
     "vocab_size": 61,
     "hidden_size": 32,
@@ -43,12 +50,32 @@ SIZES = {
     "eos_token_id": None,
     "bos_token_id": None,
 }
+WINDOW = 10
 MODELS: dict[str, Callable[[], ModelConfig]] = {
     "llama": lambda: config_from_hf(LlamaConfig(**SIZES)),
     "qwen2 with biases": lambda: config_from_hf(Qwen2Config(**SIZES)),
     "qwen3 with norms of q and k": lambda: config_from_hf(Qwen3Config(**SIZES)),
-    "mistral with a window": lambda: config_from_hf(MistralConfig(**SIZES, sliding_window=24)),
+    "mistral with a window": lambda: config_from_hf(MistralConfig(**SIZES, sliding_window=WINDOW)),
+    "all of these": lambda: config_from_hf(
+        Qwen3Config(
+            **SIZES,
+            attention_bias=True,
+            use_sliding_window=True,
+            sliding_window=WINDOW,
+            layer_types=["full_attention", "sliding_attention"],
+        )
+    ),
 }
+
+
+def one_layer() -> ModelConfig:
+    return config_from_hf(LlamaConfig(**SIZES | {"num_hidden_layers": 1}))
+
+
+@pytest.fixture(autouse=True)
+def _small_groups_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prefixes of a page are read as groups, at both levels."""
+    monkeypatch.setattr(grouping, "MERGE_COST_KEYS", 1)
 
 
 def make_decoder(config: ModelConfig, device: torch.device) -> Decoder:
@@ -57,11 +84,11 @@ def make_decoder(config: ModelConfig, device: torch.device) -> Decoder:
 
 
 def make_sequences(
-    sampling: list[SamplingParams], reading: PromptReading | None = None
+    sampling: list[SamplingParams], readings: tuple[PromptReading, ...] = ()
 ) -> list[Sequence]:
-    """Prompts that share 32 tokens, 48 of them, or nothing; two are equal."""
+    """Prompts that share two pages, three of them, or nothing; two are equal."""
     rng = np.random.default_rng(7)
-    stem, branch = rng.integers(4, 61, 32), rng.integers(4, 61, 16)
+    stem, branch = rng.integers(4, 61, 2 * PAGE), rng.integers(4, 61, PAGE)
     tails = [rng.integers(4, 61, length) for length in (3, 9, 1, 5)]
     prompts = [
         [*stem, *tails[0]],
@@ -71,31 +98,46 @@ def make_sequences(
         [*tails[3]],
         [*stem, *tails[1], *tails[3]],
     ]
-    return [
-        Sequence(
-            *(i, 0, np.array(prompt, np.int32), sampling[i % len(sampling)]),
-            reading=reading,
-            sharing_group=0 if reading is None else 1,
+    sequences = []
+    for i, prompt in enumerate(prompts):
+        reads = i % len(readings) if readings else None
+        sequences.append(
+            Sequence(
+                *(i, 0, np.array(prompt, np.int32), sampling[i % len(sampling)]),
+                reading=None if reads is None else readings[reads],
+                sharing_group=0 if reads is None else 1 + reads,
+            )
         )
-        for i, prompt in enumerate(prompts)
-    ]
+    return sequences
 
 
-def run(
-    runner: StepRunner, config: SchedulerConfig, sequences: list[Sequence]
-) -> tuple[list[list[int]], Scheduler]:
-    """Output tokens of each sequence, and the scheduler that made them."""
+@dataclass(frozen=True)
+class Run:
+    """What a runner gave, and how."""
+
+    runner: StepRunner
+    sequences: list[Sequence]
+    num_preemptions: int
+    group_depths: set[int]  # nodes that a row of some step was read below
+
+
+def run(runner: StepRunner, config: SchedulerConfig, sequences: list[Sequence]) -> Run:
     scheduler = Scheduler(config, lambda _: 1)
     scheduler.add(sequences)
     in_flight: deque[RunningStep] = deque()
+    depths: set[int] = set()
     while scheduler.has_work:
         plan = scheduler.schedule()
         if plan is not None:
             in_flight.append(runner.submit(plan, scheduler.sequences))
+            rows = np.arange(plan.num_rows)
+            is_group = ~plan.spans.causal
+            starts, ends = plan.spans.row_start[is_group], plan.spans.row_end[is_group]
+            depths.update(((rows >= starts[:, None]) & (rows < ends[:, None])).sum(0).tolist())
         if plan is None or len(in_flight) > runner.lookahead:
             scheduler.commit(in_flight.popleft().result())
         scheduler.check_invariants()
-    return [sequence.output for sequence in sequences], scheduler
+    return Run(runner, sequences, scheduler.num_preemptions, depths)
 
 
 def compare(
@@ -104,83 +146,108 @@ def compare(
     sampling: list[SamplingParams],
     device: torch.device,
     monkeypatch: pytest.MonkeyPatch,
-    reading: PromptReading | None = None,
-) -> tuple[list[Sequence], list[Sequence], Scheduler]:
-    """Run on both; the CPU's sequences, the GPU's, and the GPU's scheduler."""
+    readings: tuple[PromptReading, ...] = (),
+) -> tuple[Run, Run]:
+    """Run on both; the CPU's and the GPU's."""
     assert "TRITON_INTERPRET" not in os.environ, "the CPU's own kernels run first"
-    wanted = make_sequences(sampling, reading)
     cache = allocate_kv_cache(model, torch.float32, CPU, 64, PAGE)
-    run(Runner(make_decoder(model, CPU), cache), SchedulerConfig(PAGE, 64, 64), wanted)
-
+    wanted = run(
+        Runner(make_decoder(model, CPU), cache),
+        SchedulerConfig(PAGE, 64, 64),
+        make_sequences(sampling, readings),
+    )
     if device == CPU:
         monkeypatch.setenv("TRITON_INTERPRET", "1")
     cache = unwritten_cache(model, config.num_pages, PAGE, device=device)
     runner = GpuRunner(make_decoder(model, device), cache, max_batch_tokens=config.max_batch_tokens)
-    found = make_sequences(sampling, reading)
-    _, scheduler = run(runner, config, found)
-    assert [s.output for s in found] == [s.output for s in wanted]
-    return wanted, found, scheduler
+    found = run(runner, config, make_sequences(sampling, readings))
+    assert [s.output for s in found.sequences] == [s.output for s in wanted.sequences]
+    return wanted, found
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name == "all of these" else pytest.mark.slow)
+        for name in MODELS
+    ],
+)
 def test_greedy_and_sampled_tokens_are_the_cpus(
     name: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stops = frozenset([STOP_TOKEN])
     sampling = [
-        SamplingParams(8, temperature=0.0),
-        SamplingParams(7, temperature=0.9, seed=5, stop_token_ids=stops),
-        SamplingParams(8, temperature=1.3, top_k=12, top_p=0.8, seed=6),
+        SamplingParams(5, temperature=0.0),
+        SamplingParams(6, temperature=0.9, seed=5, stop_token_ids=STOP_TOKENS),
+        SamplingParams(4, temperature=1.3, top_k=12, top_p=0.8, seed=6),
     ]
-    config = SchedulerConfig(PAGE, 40, max_batch_tokens=40)
-    compare(MODELS[name](), config, sampling, device, monkeypatch)
+    config = SchedulerConfig(PAGE, 40, BATCH_TOKENS)
+    _, found = compare(MODELS[name](), config, sampling, device, monkeypatch)
+    assert {s.finish_reason for s in found.sequences} == set(FinishReason)
+    assert 2 in found.group_depths
 
 
 def test_under_preemption(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    sampling = [SamplingParams(12, temperature=0.0), SamplingParams(9, temperature=0.7, seed=1)]
-    config = SchedulerConfig(PAGE, 9, max_batch_tokens=40, policy=Policy.FCFS)
-    _, _, scheduler = compare(MODELS["llama"](), config, sampling, device, monkeypatch)
-    assert scheduler.num_preemptions > 0
+    sampling = [SamplingParams(9, temperature=0.0), SamplingParams(7, temperature=0.7, seed=1)]
+    config = SchedulerConfig(PAGE, 9, BATCH_TOKENS, policy=Policy.FCFS)
+    _, found = compare(one_layer(), config, sampling, device, monkeypatch)
+    assert found.num_preemptions > 0
 
 
-@pytest.mark.parametrize("num_pages", [40, 9])
+MEAN, FIRST, LAST = (PromptReading(pooling=pooling) for pooling in Pooling)
+LOGPROBS = PromptReading(num_top_logprobs=2)
+READINGS = {
+    "log-probabilities and means": (LOGPROBS, MEAN),
+    "first and last rows": (FIRST, LAST),
+    "log-probabilities": (LOGPROBS,),
+    "means": (MEAN,),
+    "first rows": (FIRST,),
+    "last rows": (LAST,),
+}
+
+
+@pytest.mark.parametrize("is_short_of_memory", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
-    "reading",
-    [PromptReading(num_top_logprobs=2), *(PromptReading(pooling=pooling) for pooling in Pooling)],
+    "name",
+    [
+        pytest.param(name, marks=() if len(readings) == 2 else pytest.mark.slow)
+        for name, readings in READINGS.items()
+    ],
 )
 def test_what_is_read_of_prompts_is_the_cpus(
-    reading: PromptReading,
-    num_pages: int,
+    name: str,
+    is_short_of_memory: bool,
     device: torch.device,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    sampling = [SamplingParams(3, temperature=0.0)]
-    config = SchedulerConfig(PAGE, num_pages, max_batch_tokens=20, policy=Policy.FCFS)
-    model = MODELS["llama"]()
-    wanted, found, _ = compare(model, config, sampling, device, monkeypatch, reading)
-    for mine, other in zip(found, wanted, strict=True):
+    sampling = [SamplingParams(6, temperature=0.0)]
+    num_pages = 7 if is_short_of_memory else 40
+    config = SchedulerConfig(PAGE, num_pages, BATCH_TOKENS, policy=Policy.FCFS)
+    wanted, found = compare(one_layer(), config, sampling, device, monkeypatch, READINGS[name])
+    assert (found.num_preemptions > 0) == is_short_of_memory
+    for mine, other in zip(found.sequences, wanted.sequences, strict=True):
         assert mine.record is not None
         assert other.record is not None
         np.testing.assert_allclose(mine.record.logprobs, other.record.logprobs, atol=1e-4)
         assert mine.record.top_ids.tolist() == other.record.top_ids.tolist()
-        if reading.pooling is not None:
+        assert mine.reading is not None
+        if mine.reading.pooling is not None:
             np.testing.assert_allclose(mine.record.embedding, other.record.embedding, atol=1e-4)
 
 
 def test_edits_and_log_probabilities(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     sampling = [
-        SamplingParams(5, temperature=0.0, logit_bias=((9, 3.0),), num_top_logprobs=2),
-        SamplingParams(6, temperature=0.0, repetition_penalty=1.4, presence_penalty=0.3),
-        SamplingParams(5, seed=3, min_tokens=3, stop_token_ids=frozenset(range(40))),
-        SamplingParams(4, temperature=0.0, num_top_logprobs=0),
+        SamplingParams(3, temperature=0.0, logit_bias=((9, 3.0),), num_top_logprobs=2),
+        SamplingParams(5, temperature=0.0, repetition_penalty=1.4, presence_penalty=0.3),
+        SamplingParams(4, seed=3, min_tokens=3, stop_token_ids=frozenset(range(40))),
+        SamplingParams(3, temperature=0.0, num_top_logprobs=0),
     ]
     config = SchedulerConfig(PAGE, 40, max_batch_tokens=64)
-    wanted, found, _ = compare(MODELS["llama"](), config, sampling, device, monkeypatch)
-    for a, b in zip(wanted, found, strict=True):
+    wanted, found = compare(one_layer(), config, sampling, device, monkeypatch)
+    for a, b in zip(wanted.sequences, found.sequences, strict=True):
         assert len(a.logprobs) == len(b.logprobs)
         for x, y in zip(a.logprobs, b.logprobs, strict=True):
             assert_like(x, y)
-    assert len(found[0].logprobs[0].top_ids) == 2
+    assert len(found.sequences[0].logprobs[0].top_ids) == 2
 
 
 def assert_like(a: TokenLogprobs, b: TokenLogprobs) -> None:
@@ -191,6 +258,10 @@ def assert_like(a: TokenLogprobs, b: TokenLogprobs) -> None:
 
 def test_tables_and_buffers_grow(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trunkline.engine.gpu_runner.FIRST_TABLE_TOKENS", PAGE)
-    sampling = [SamplingParams(6, temperature=0.0)]
-    config = SchedulerConfig(PAGE, 40, max_batch_tokens=40)
-    compare(MODELS["llama"](), config, sampling, device, monkeypatch)
+    sampling = [SamplingParams(3, temperature=0.0)]
+    config = SchedulerConfig(PAGE, 40, BATCH_TOKENS)
+    _, found = compare(one_layer(), config, sampling, device, monkeypatch)
+    assert isinstance(found.runner, GpuRunner)
+    assert found.runner._inputs.generation > 0
+    (work,) = found.runner._works.values()
+    assert work.generation > 0

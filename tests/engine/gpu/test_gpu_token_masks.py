@@ -27,15 +27,17 @@ from trunkline.engine.sequence import SamplingParams, Sequence
 from trunkline.engine.step_runner import StepRunner
 from trunkline.engine.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.interpreter
+
 CPU = torch.device("cpu")
-PAGE = 16
+PAGE = 8
 LOGITS = 275
 MODEL = config_from_hf(
     LlamaConfig(
         vocab_size=LOGITS,
         hidden_size=32,
         intermediate_size=48,
-        num_hidden_layers=2,
+        num_hidden_layers=1,
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=16,
@@ -44,7 +46,7 @@ MODEL = config_from_hf(
         bos_token_id=None,
     )
 )
-PATTERN = "(ab|cd){4,6}"
+PATTERN = "(ab|cd){2,4}"
 
 
 def make_decoder(device: torch.device) -> Decoder:
@@ -57,20 +59,20 @@ def make_sequences(grammar: str, ends: frozenset[int]) -> list[Sequence]:
     settings: list[dict[str, Any]] = [
         {"grammar": grammar},
         {"grammar": grammar, "temperature": 1.0, "seed": 1, "num_top_logprobs": 2},
-        {"max_tokens": 6},
+        {"max_tokens": 4},
         {"grammar": grammar, "temperature": 0.8, "top_k": 20, "top_p": 0.9, "seed": 2},
-        {"max_tokens": 5, "temperature": 0.9, "seed": 3, "presence_penalty": 1.0},
-        {"grammar": grammar, "min_tokens": 9, "logit_bias": ((0, 50.0),)},
+        {"max_tokens": 3, "temperature": 0.9, "seed": 3, "presence_penalty": 1.0},
+        {"grammar": grammar, "min_tokens": 5, "logit_bias": ((0, 50.0),)},
     ]
     rng = np.random.default_rng(3)
-    stem = rng.integers(4, 260, 16)
+    stem = rng.integers(4, 260, PAGE)
     return [
         Sequence(
             i,
             0,
-            np.array([*stem[: 16 * (i % 2)], *rng.integers(4, 260, 10 + i)], np.int32),
+            np.array([*stem[: PAGE * (i % 2)], *rng.integers(4, 260, 4 + i)], np.int32),
             SamplingParams(
-                **{"max_tokens": 15, "temperature": 0.0, "stop_token_ids": ends, **params}
+                **{"max_tokens": 11, "temperature": 0.0, "stop_token_ids": ends, **params}
             ),
         )
         for i, params in enumerate(settings)
@@ -103,9 +105,9 @@ def test_the_cpus_tokens_also_under_preemption(
 
     if device == CPU:
         monkeypatch.setenv("TRITON_INTERPRET", "1")
-    config = SchedulerConfig(PAGE, 4, 40, policy=Policy.FCFS)
+    config = SchedulerConfig(PAGE, 4, 20, policy=Policy.FCFS)
     cache = allocate_kv_cache(MODEL, torch.float32, device, config.num_pages, PAGE)
-    found = run(GpuRunner(make_decoder(device), cache, max_batch_tokens=40), config)
+    found = run(GpuRunner(make_decoder(device), cache, max_batch_tokens=20), config)
 
     assert [s.output for s in found] == [s.output for s in expected]
     assert [s.finish_reason for s in found] == [s.finish_reason for s in expected]
@@ -116,5 +118,5 @@ def test_the_cpus_tokens_also_under_preemption(
     for sequence in found:
         if sequence.sampling.grammar is not None:
             assert re.fullmatch(PATTERN, tokenizer.decode(sequence.output))
-    assert len(found[5].output) == 11
+    assert len(found[5].output) == 7
     assert any(s.num_preemptions for s in found if s.sampling.grammar is not None)

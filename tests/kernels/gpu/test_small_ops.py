@@ -17,6 +17,8 @@ from trunkline.kernels.gpu import add_rms_norm as norm
 from trunkline.kernels.gpu.rope_and_cache import rope_and_cache
 from trunkline.kernels.gpu.silu_mul import silu_mul
 
+pytestmark = pytest.mark.interpreter
+
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 # Of single elements: some units in the last place.
 TOLERANCES = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
