@@ -1,4 +1,4 @@
-"""The embedded default model, loaded once for all tests that need a real one; a tiny tokenizer."""
+"""The models of the tests, loaded once for all tests that need one; a tiny tokenizer."""
 
 from __future__ import annotations
 
@@ -11,22 +11,32 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from trunkline.engine.config import EngineConfig
-from trunkline.engine.default_model import resolve_model
+from tests.engine.tiny import CPU
+from tests.models import default_model, small_model
 from trunkline.engine.model.load_format import LoadFormat
 from trunkline.engine.model.weights import LoadedModel, load_model
-from trunkline.store.model_names import DEFAULT_MODEL
 
 
 @pytest.fixture(scope="session")
 def smollm2_folder() -> Path:
-    return resolve_model(DEFAULT_MODEL, EngineConfig().cache_dir.expanduser())
+    return default_model()
 
 
 @pytest.fixture(scope="session")
 def smollm2(smollm2_folder: Path) -> LoadedModel:
     """SmolLM2-135M-Instruct in float32 on the CPU."""
-    return load_model(smollm2_folder, torch.float32, torch.device("cpu"), LoadFormat.AUTO)
+    return load_model(smollm2_folder, torch.float32, CPU, LoadFormat.AUTO)
+
+
+@pytest.fixture(scope="session")
+def small_folder() -> Path:
+    return small_model()
+
+
+@pytest.fixture(scope="session")
+def small(small_folder: Path) -> LoadedModel:
+    """Two layers with random weights and SmolLM2's tokenizer, in float32 on the CPU."""
+    return load_model(small_folder, torch.float32, CPU, LoadFormat.AUTO)
 
 
 @pytest.fixture(scope="session")

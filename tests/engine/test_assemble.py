@@ -28,25 +28,24 @@ def settings(model: str, **others: object) -> EngineConfig:
     )
 
 
-def test_on_a_cpu_steps_are_not_planned_ahead(smollm2_folder: Path) -> None:
-    assert smollm2_folder.is_dir()
-    assembly = assemble(settings(DEFAULT_MODEL, load_format=LoadFormat.DUMMY))
+def test_on_a_cpu_steps_are_not_planned_ahead(small_folder: Path) -> None:
+    assembly = assemble(settings(str(small_folder), load_format=LoadFormat.DUMMY))
     runner = assembly.engine.runner
     assert isinstance(runner, Runner)
     assert runner.lookahead == 0
     assert assembly.engine.scheduler.config.max_batch_tokens == 256
 
 
-def test_an_fp8_cache_takes_a_gpu(smollm2_folder: Path) -> None:
+def test_an_fp8_cache_takes_a_gpu(small_folder: Path) -> None:
     config = settings(
-        str(smollm2_folder), kv_cache_dtype=KVCacheDtype.FP8, load_format=LoadFormat.DUMMY
+        str(small_folder), kv_cache_dtype=KVCacheDtype.FP8, load_format=LoadFormat.DUMMY
     )
     with pytest.raises(ConfigError, match="--kv-cache-dtype is 'fp8', which takes a GPU"):
         assemble(config)
 
 
-def test_a_cache_without_room_for_a_page(smollm2_folder: Path) -> None:
-    config = settings(str(smollm2_folder), kv_cache_bytes=1000, load_format=LoadFormat.DUMMY)
+def test_a_cache_without_room_for_a_page(small_folder: Path) -> None:
+    config = settings(str(small_folder), kv_cache_bytes=1000, load_format=LoadFormat.DUMMY)
     with pytest.raises(ConfigError, match="a KV cache of 1000 bytes cannot hold one page"):
         assemble(config)
 

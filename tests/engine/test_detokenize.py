@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Tokens
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,20 @@ def test_a_stop_string_is_seen_as_soon_as_it_is_whole(
     ids = tokenizer.encode_prompt(TEXT).tolist()
     assert len(ids) > len(TEXT) / 2  # many characters take several tokens
     assert stops_after(tokenizer, ids, *stops) == first_with(tokenizer, ids, *stops)
+
+
+def test_a_token_is_decoded_with_the_few_before_it() -> None:
+    """However long the text has become."""
+    lengths: list[int] = []
+
+    class Letters:
+        def decode(self, token_ids: Tokens[int]) -> str:
+            lengths.append(len(token_ids))
+            return "".join(map(chr, token_ids))
+
+    watcher = StopStringWatcher(Letters(), ("END",))
+    assert not any(watcher.push(ord("a")) for _ in range(200))
+    assert max(lengths) == 2
 
 
 def test_token_bytes_make_up_the_text(tokenizer: Tokenizer) -> None:

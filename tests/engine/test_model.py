@@ -123,10 +123,10 @@ def random_model(hf_config: PreTrainedConfig) -> tuple[LoadedModel, torch.nn.Mod
     return LoadedModel(assemble(config, tensors), config, Path()), hf
 
 
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("chunks", [[90], [70, 1, 1, 18], [7, 40, 1, 42]])
 def test_logits_equal_transformers(name: str, chunks: list[int]) -> None:
-    torch.set_num_threads(1)
     model, hf = random_model(MODELS[name])
     tokens = np.random.default_rng(0).integers(0, 97, NUM_TOKENS).tolist()
     with torch.no_grad():
@@ -135,12 +135,12 @@ def test_logits_equal_transformers(name: str, chunks: list[int]) -> None:
     torch.testing.assert_close(out, expected[np.cumsum(chunks) - 1], atol=2e-4, rtol=1e-4)
 
 
-def test_logits_of_smollm2(smollm2: LoadedModel) -> None:
-    hf = AutoModelForCausalLM.from_pretrained(smollm2.folder, dtype=torch.float32)
+def test_logits_of_a_model_from_a_folder(small: LoadedModel) -> None:
+    hf = AutoModelForCausalLM.from_pretrained(small.folder, dtype=torch.float32)
     tokens = np.random.default_rng(1).integers(5, 40_000, 60).tolist()
     with torch.no_grad():
         expected = hf(torch.tensor([tokens])).logits[0]
-    out = logits_in_chunks(smollm2, tokens, [50, 1, 9])
+    out = logits_in_chunks(small, tokens, [50, 1, 9])
     torch.testing.assert_close(out, expected[[49, 50, 59]], atol=2e-3, rtol=1e-3)
 
 

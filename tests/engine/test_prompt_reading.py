@@ -18,6 +18,8 @@ from trunkline.engine.scheduler import Scheduler
 from trunkline.engine.scheduler_config import SchedulerConfig
 from trunkline.engine.sequence import SamplingParams, Sequence
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 NUM_TOP = 3
 CONTEXT = (
     "The old mill by the river had not turned for thirty years. Its owner, a widow with four "
@@ -50,8 +52,8 @@ class References:
 
 
 @pytest.fixture(scope="module")
-def references(smollm2_folder: Path) -> References:
-    return References(smollm2_folder)
+def references(small_folder: Path) -> References:
+    return References(small_folder)
 
 
 def read(
@@ -75,11 +77,11 @@ def read(
 @pytest.mark.parametrize("sharing", list(Sharing))
 @pytest.mark.parametrize("max_batch_tokens", [17, 512])
 def test_prompt_logprobs(
-    smollm2: LoadedModel, references: References, sharing: Sharing, max_batch_tokens: int
+    small: LoadedModel, references: References, sharing: Sharing, max_batch_tokens: int
 ) -> None:
     config = SchedulerConfig(8, 512, max_batch_tokens, sharing=sharing)
     reading = PromptReading(num_top_logprobs=NUM_TOP)
-    sequences, scheduler = read(smollm2, config, references.prompts, reading)
+    sequences, scheduler = read(small, config, references.prompts, reading)
     for sequence, wanted in zip(sequences, references.logprobs, strict=True):
         record, prompt = sequence.record, sequence.prompt
         assert record is not None
@@ -100,11 +102,11 @@ def test_prompt_logprobs(
 @pytest.mark.parametrize("pooling", list(Pooling))
 @pytest.mark.parametrize("max_batch_tokens", [17, 512])
 def test_embeddings(
-    smollm2: LoadedModel, references: References, pooling: Pooling, max_batch_tokens: int
+    small: LoadedModel, references: References, pooling: Pooling, max_batch_tokens: int
 ) -> None:
     config = SchedulerConfig(8, 512, max_batch_tokens)
     reading = PromptReading(pooling=pooling)
-    sequences, _ = read(smollm2, config, references.prompts, reading)
+    sequences, _ = read(small, config, references.prompts, reading)
     for sequence, hidden in zip(sequences, references.hidden, strict=True):
         assert sequence.record is not None
         wanted = {

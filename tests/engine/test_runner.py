@@ -77,8 +77,7 @@ def make_plan(
 
 
 @pytest.fixture
-def runner() -> Runner:
-    torch.set_num_threads(1)
+def runner(one_thread: None) -> Runner:
     config = config_from_hf(HF_CONFIG)
     decoder = assemble(config, random_tensors(tensor_shapes(config), torch.float32, CPU))
     return Runner(decoder, unwritten_cache(config, 40, PAGE))

