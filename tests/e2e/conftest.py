@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -26,11 +25,10 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from tests.support import free_port, missing
+from tests.support import free_port
 
 TERMINAL = {"completed", "failed", "expired", "cancelled"}
 START_SECONDS = 240.0  # the first start fetches and converts the default model
-INSTALL_SECONDS = 480
 
 
 class Installation:
@@ -40,6 +38,7 @@ class Installation:
         self.folder = folder
         self.log_path = folder / "serve.log"
         self.port = free_port()
+        self.environment: dict[str, str] = {}  # beside that of the tests
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -61,7 +60,7 @@ class Installation:
                 ],
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, "PYTHONSAFEPATH": "1"},
+                env={**os.environ, "PYTHONSAFEPATH": "1", **self.environment},
             )
         self.wait_for(self.engine_is_ready, START_SECONDS)
 
@@ -77,18 +76,18 @@ class Installation:
     def engines(self) -> list[psutil.Process]:
         """The engine's process, or none while it is down."""
         assert self.process is not None
-        children = psutil.Process(self.process.pid).children()
-        return [
-            child
-            for child in children
-            if child.status() != psutil.STATUS_ZOMBIE and "engine" in child.cmdline()
-        ]
+        found = []
+        for child in psutil.Process(self.process.pid).children():
+            with suppress(psutil.NoSuchProcess):  # it ends just now; a zombie is one as well
+                if "engine" in child.cmdline():
+                    found.append(child)
+        return found
 
     def kill_engine(self) -> None:
         """SIGKILL to the engine; returns when it is gone."""
         (engine,) = self.engines()
         engine.kill()
-        self.wait_for(lambda: not engine.is_running() or engine not in self.engines(), 10)
+        self.wait_for(lambda: engine not in self.engines(), 60)
 
     def kill(self) -> None:
         """SIGKILL to every process of the installation at once."""
@@ -144,47 +143,17 @@ def installation(tmp_path: Path) -> Iterator[Installation]:
         made.kill()
 
 
-def _python_with(name: str, requirements: Sequence[str]) -> Path:
-    """The interpreter of an environment that has `requirements`, kept from run to run."""
-    cache = Path(os.environ.get("TRUNKLINE_CACHE_DIR", "~/.cache/trunkline")).expanduser()
-    folder = cache / "clients" / name
-    python = folder / "bin" / "python"
-    wanted = "\n".join(requirements)
-    made_of = folder / "made-of.txt"  # written last: an environment without it is not complete
-    if made_of.exists() and made_of.read_text() == wanted:
-        return python
-    shutil.rmtree(folder, ignore_errors=True)
-    commands: tuple[list[str | Path], ...] = (
-        [sys.executable, "-m", "venv", folder],
-        [python, "-m", "pip", "install", "--quiet", *requirements],
-    )
-    for command in commands:
-        try:
-            subprocess.run(
-                command, check=True, capture_output=True, text=True, timeout=INSTALL_SECONDS
-            )
-        except subprocess.TimeoutExpired:
-            missing(f"{name} was not installed within {INSTALL_SECONDS} s")
-        except subprocess.CalledProcessError as error:
-            last = error.stderr.strip().splitlines()[-1:] or [f"status {error.returncode}"]
-            missing(f"{name} cannot be installed: {last[0]}")
-    made_of.write_text(wanted)
-    return python
-
-
-@pytest.fixture
-def python_with() -> Callable[[str, Sequence[str]], Path]:
-    """Makes environments for programs of others: a name, and what is installed into it."""
-    return _python_with
-
-
 @pytest.fixture(scope="module")
 def shared_installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
     """Like `installation`, one for all tests of a module."""
     made = Installation(tmp_path_factory.mktemp("shared-installation"))
     yield made
-    if made.process is not None:
-        made.kill()
+    try:
+        if made.process is not None:
+            assert made.stop() == 0
+    finally:
+        if made.process is not None:
+            made.kill()
 
 
 CHAT_TEMPLATE = """\

@@ -1,17 +1,38 @@
-"""Processes are killed in the middle of a batch; nothing is lost and nothing is done twice."""
+"""Processes are killed in the middle of a batch; nothing is lost and nothing is done twice.
+
+A brake holds the engine where a test wants it: what dies is the same on a machine of any speed.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-MODEL = "SmolLM2-135M-Instruct"
+from tests.e2e.braking import Brake
+from tests.e2e.small_engine import MODEL, small_engine
+
+pytestmark = pytest.mark.e2e
+
+# Few requests at once, so that after so many steps some are answered and others are not.
+FEW_AT_ONCE = ("--max-batch-tokens", "8")
+NUM_STEPS = 100
+COMMITS_AT_ONCE = ("--commit-seconds", "0.1")
+# What is answered stays in the engine's memory, which still holds its batch.
+COMMITS_AT_THE_END = ("--commit-seconds", "3600", "--lease-seconds", "3600")
 
 
-# Few requests at once, so that a batch takes long enough to be interrupted on a fast machine.
-SLOWLY = ("--max-batch-tokens", "8", "--commit-seconds", "0.1")
+@pytest.fixture
+def brake(installation: Any, tmp_path: Path) -> Iterator[Brake]:
+    """Holds the installation's engine after some steps, until it is released."""
+    made = Brake(tmp_path / "brake")
+    installation.environment |= made.environment
+    made.allow(NUM_STEPS)
+    yield made
+    made.release()
 
 
 def make_lines(count: int) -> list[dict[str, Any]]:
@@ -27,7 +48,7 @@ def make_lines(count: int) -> list[dict[str, Any]]:
                     {"role": "system", "content": "You are a careful assistant. " * 8},
                     {"role": "user", "content": f"Tell me something about the number {i}."},
                 ],
-                "max_tokens": 24 + 37 * i % 97,
+                "max_tokens": 12 + 37 * i % 49,
                 "temperature": 0,
                 "ignore_eos": True,
             },
@@ -39,18 +60,32 @@ def make_lines(count: int) -> list[dict[str, Any]]:
 class Job:
     """A batch on an installation, seen through the official client."""
 
-    def __init__(self, installation: Any, lines: list[dict[str, Any]]) -> None:
+    def __init__(self, installation: Any, brake: Brake, num_lines: int) -> None:
         self.installation = installation
-        self.lines = lines
-        self.id = installation.submit("/v1/chat/completions", lines).id
+        self.brake = brake
+        self.lines = make_lines(num_lines)
+        self.id = installation.submit("/v1/chat/completions", self.lines).id
 
     def get(self) -> Any:
         return self.installation.client.batches.retrieve(self.id)
 
-    def wait_for_completed(self, count: int) -> int:
-        """Wait until at least `count` requests are completed; how many are."""
-        self.installation.wait_for(lambda: self.get().request_counts.completed >= count, 120)
+    @property
+    def num_completed(self) -> int:
         return int(self.get().request_counts.completed)
+
+    def wait_until_held(self) -> int:
+        """Wait until the engine stands still; how many requests it has answered."""
+        num_answered = self.brake.wait().num_answered
+        assert 0 < num_answered < len(self.lines)
+        return num_answered
+
+    def wait_until_held_and_committed(self) -> int:
+        """Wait until the engine stands still with all answers committed; how many requests are."""
+        num_before = self.num_completed
+        num_wanted = num_before + self.wait_until_held()
+        self.installation.wait_for(lambda: self.num_completed >= num_wanted, 120)
+        assert self.num_completed == num_wanted
+        return num_wanted
 
     def wait_for_end(self) -> Any:
         return self.installation.wait_for_end(self.id)
@@ -85,15 +120,15 @@ def runs(log: str) -> list[int]:
     return [int(count) for count in re.findall(r"running (\d+) requests", log)]
 
 
-def test_an_engine_killed_three_times(installation: Any) -> None:
-    installation.start(*SLOWLY)
-    job = Job(installation, make_lines(80))
+def test_an_engine_killed_three_times(installation: Any, brake: Brake) -> None:
+    installation.start(*small_engine(), *FEW_AT_ONCE, *COMMITS_AT_ONCE)
+    job = Job(installation, brake, 80)
     done_before_each_run = [0]
-    for kill in range(1, 4):
-        job.wait_for_completed(12 * kill)
+    for _ in range(3):
+        done_before_each_run.append(job.wait_until_held_and_committed())
         installation.kill_engine()
-        done_before_each_run.append(job.get().request_counts.completed)
-        installation.wait_for(lambda n=kill + 1: len(runs(installation.log)) == n, 120)
+        brake.allow(NUM_STEPS)
+    brake.release()
     batch = job.wait_for_end()
     assert batch.status == "completed"
     check_answers(job, batch)
@@ -101,34 +136,41 @@ def test_an_engine_killed_three_times(installation: Any) -> None:
     assert runs(installation.log) == [80 - done for done in done_before_each_run]
 
 
-def test_everything_killed_at_once(installation: Any) -> None:
-    installation.start(*SLOWLY)
-    job = Job(installation, make_lines(60))
-    job.wait_for_completed(10)
+@pytest.mark.parametrize("is_committed", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_everything_killed_at_once(installation: Any, brake: Brake, is_committed: bool) -> None:
+    options = (*small_engine(), *FEW_AT_ONCE)
+    installation.start(*options, *(COMMITS_AT_ONCE if is_committed else COMMITS_AT_THE_END))
+    job = Job(installation, brake, 60)
+    if is_committed:
+        num_done = job.wait_until_held_and_committed()
+    else:
+        job.wait_until_held()
+        num_done = job.num_completed
+        assert num_done == 0
     installation.kill()
-    installation.start(*SLOWLY)
+    brake.release()
+    installation.start(*options, *COMMITS_AT_ONCE)
     batch = job.wait_for_end()
     assert batch.status == "completed"
     check_answers(job, batch)
-    first, second = runs(installation.log)
-    assert first == 60
-    assert second <= 50
+    assert runs(installation.log) == [60, 60 - num_done]
     assert installation.stop() == 0
 
 
-@pytest.mark.parametrize("kill_meanwhile", [False, True])
-def test_a_batch_cancelled_half_way(installation: Any, kill_meanwhile: bool) -> None:
-    installation.start(*SLOWLY)
-    job = Job(installation, make_lines(80))
-    job.wait_for_completed(10)
+@pytest.mark.parametrize("kill_meanwhile", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_batch_cancelled_half_way(installation: Any, brake: Brake, kill_meanwhile: bool) -> None:
+    installation.start(*small_engine(), *FEW_AT_ONCE, *COMMITS_AT_ONCE)
+    job = Job(installation, brake, 80)
+    num_done = job.wait_until_held_and_committed()
     if kill_meanwhile:
+        brake.allow(0)
         installation.kill_engine()
     installation.client.batches.cancel(job.id)
     batch = job.wait_for_end()
     assert batch.status == "cancelled"
     results, errors = job.results(batch.output_file_id), job.results(batch.error_file_id)
-    assert len(results) >= 10
-    assert len(errors) > 0
+    assert len(results) == num_done
+    assert len(errors) == 80 - num_done
     ids = sorted(record["custom_id"] for record in results + errors)
     assert ids == sorted(line["custom_id"] for line in job.lines)
     assert {record["error"]["code"] for record in errors} == {"batch_cancelled"}
@@ -136,14 +178,16 @@ def test_a_batch_cancelled_half_way(installation: Any, kill_meanwhile: bool) -> 
     assert batch.request_counts.failed == 0
 
 
-def test_stopping_and_starting_keeps_what_is_done(installation: Any) -> None:
-    installation.start(*SLOWLY)
-    job = Job(installation, make_lines(60))
-    job.wait_for_completed(10)
+def test_stopping_and_starting_keeps_what_is_done(installation: Any, brake: Brake) -> None:
+    options = (*small_engine(), *FEW_AT_ONCE)
+    installation.start(*options, *COMMITS_AT_THE_END)
+    job = Job(installation, brake, 60)
+    num_done = job.wait_until_held()
+    assert job.num_completed == 0
+    # Whoever stops commits what is done.
     assert installation.stop() == 0
-    installation.start(*SLOWLY)
+    brake.release()
+    installation.start(*options, *COMMITS_AT_ONCE)
     batch = job.wait_for_end()
     check_answers(job, batch)
-    first, second = runs(installation.log)
-    assert first == 60
-    assert second <= 50
+    assert runs(installation.log) == [60, 60 - num_done]

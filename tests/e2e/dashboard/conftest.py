@@ -21,10 +21,12 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.e2e.braking import Brake
+from tests.e2e.small_engine import MODEL, small_engine
 from tests.support import free_port, missing
 
-MODEL = "SmolLM2-135M-Instruct"
-START_SECONDS = 240.0  # the first start fetches and converts the default model
+START_SECONDS = 240.0  # the first start fetches the model that the small one is made like
+PAGE_MILLISECONDS = 120_000.0  # only what hangs takes so long
 BATCH_MILLISECONDS = 240_000.0
 HOSTILE = "<img src=x onerror=alert(1)>"
 
@@ -70,10 +72,11 @@ class Site:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.brake = Brake(folder / "brake")
         self.port = free_port()
         self.origin = f"http://127.0.0.1:{self.port}"
-        self.http = httpx.Client(base_url=self.origin, timeout=30)
-        self._environment = {**os.environ, "PYTHONSAFEPATH": "1"}
+        self.http = httpx.Client(base_url=self.origin, timeout=120)
+        self._environment = {**os.environ, "PYTHONSAFEPATH": "1", **self.brake.environment}
         self._process: subprocess.Popen[bytes] | None = None
 
     def trunkline(self, *arguments: str) -> str:
@@ -170,7 +173,7 @@ def browser() -> Iterator[Any]:
 def site(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """A server with an engine, and without keys."""
     made = Site(tmp_path_factory.mktemp("site"))
-    made.start("serve")
+    made.start("serve", *small_engine())
     try:
         made.wait_until(lambda ready: bool(ready["engine_alive"]))
         yield made
@@ -194,9 +197,17 @@ def locked_site(
 
 
 @pytest.fixture
+def brake(site: Site) -> Iterator[Brake]:
+    """Holds the site's engine when a test says so, until its end."""
+    yield site.brake
+    site.brake.release()
+
+
+@pytest.fixture
 def page(browser: Any) -> Iterator[Any]:
     """A page of its own session, on which nothing may go wrong unseen."""
     context = browser.new_context(viewport={"width": 1200, "height": 900}, accept_downloads=True)
+    context.set_default_timeout(PAGE_MILLISECONDS)
     opened = context.new_page()
     problems: list[str] = []
     opened.on("pageerror", lambda error: problems.append(str(error)))

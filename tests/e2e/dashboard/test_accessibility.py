@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.e2e
+
 
 def test_nothing_there_yet_says_what_to_do(
     page: Any, locked_site: tuple[Any, str], check_accessible: Any
@@ -34,7 +36,7 @@ def test_by_keyboard(page: Any, site: Any) -> None:
     assert page.evaluate("document.activeElement.tagName") == "H1"
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("theme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
 def test_accessible_in_every_view_and_on_small_screens(
     page: Any, site: Any, check_accessible: Any, theme: str
 ) -> None:

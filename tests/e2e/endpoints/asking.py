@@ -7,11 +7,8 @@ from typing import Any, Literal
 
 import httpx
 import openai
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
-MODEL = "SmolLM2-135M-Instruct"
-# In bfloat16 the last bits of a product depend on what else is in the batch.
-EXACT = ("--dtype", "float32")
 CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 EMBEDDINGS, SCORE, RERANK = "/v1/embeddings", "/v1/score", "/v1/rerank"
 
@@ -20,6 +17,9 @@ City = Literal["Paris", "Tokyo", "Lima"]
 
 class Facts(BaseModel):
     """Facts about a city."""
+
+    # A model that talks nonsense would add properties without end.
+    model_config = ConfigDict(extra="forbid")
 
     continent: Literal["Africa", "America", "Asia", "Europe"]
     motto: str = Field(max_length=8)

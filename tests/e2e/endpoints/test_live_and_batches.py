@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -13,13 +12,13 @@ import numpy as np
 import openai
 import pytest
 
+from tests.e2e.braking import Brake
 from tests.e2e.endpoints.asking import (
     ABOUT_PARIS,
     CHAT,
     COMPLETIONS,
     EMBEDDINGS,
     FACTS_SCHEMA,
-    MODEL,
     RERANK,
     RESPONSES,
     RESPONSES_TOOLS,
@@ -30,6 +29,9 @@ from tests.e2e.endpoints.asking import (
     ask,
     say,
 )
+from tests.e2e.small_engine import MODEL, STEP_TOKENS
+
+pytestmark = pytest.mark.e2e
 
 
 def as_lines(endpoint: str, bodies: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -91,7 +93,7 @@ BODIES: Mapping[str, list[dict[str, Any]]] = {
     ],
     EMBEDDINGS: [
         {"input": TEXTS},
-        {"input": TEXTS[0], "dimensions": 64},
+        {"input": TEXTS[0], "dimensions": 32},
         {"input": TEXTS, "encoding_format": "base64"},
     ],
     SCORE: [{"text_1": TEXTS[0], "text_2": TEXTS[1:]}, {"queries": TEXTS, "documents": TEXTS}],
@@ -190,37 +192,51 @@ def test_a_file_with_a_line_that_streams_is_not_valid(site: Any, endpoint: str) 
     assert (error.line, error.code, error.param) == (2, "streaming_unsupported", "body.stream")
 
 
-def test_a_live_request_does_not_wait_for_a_batch(site: Any, client: openai.OpenAI) -> None:
-    body = {"messages": say("Tell me a story."), "max_tokens": 64, "ignore_eos": True}
-    batch = site.submit(CHAT, as_lines(CHAT, [body] * 100))
-    site.wait_for(lambda: f"batch {batch.id}: running" in site.log, 60)
-    answer = client.chat.completions.create(model=MODEL, messages=say("Hello."), max_tokens=4)
-    assert answer.choices[0].message.content is not None
-    meanwhile = client.batches.retrieve(batch.id)
-    assert meanwhile.status == "in_progress"
-    assert meanwhile.request_counts is not None
-    assert meanwhile.request_counts.completed < 50
-    client.batches.cancel(batch.id)
+def test_a_live_request_does_not_wait_for_a_batch(site: Any, brake: Brake) -> None:
+    num_lines, num_tokens = 300, 64
+    body = {"messages": say("Tell me a story."), "max_tokens": num_tokens, "ignore_eos": True}
+    brake.allow(0)
+    batch = site.submit(CHAT, as_lines(CHAT, [body] * num_lines))
+    begun = brake.wait(num_unfinished=num_lines)
+    # Some of the batch has been begun, and some waits, when the request comes.
+    brake.allow(begun.num_done + 10)
+    assert brake.wait().num_unfinished == num_lines
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(ask, site, CHAT, {"model": MODEL, **body})
+        brake.wait(num_unfinished=num_lines + 1)
+        # So many steps that it can be answered when it follows those that have begun.
+        brake.allow(begun.num_done + 2 * num_tokens + 20)
+        assert asked.result()["usage"]["completion_tokens"] == num_tokens
+    assert brake.wait().num_unfinished >= num_lines - 2 * STEP_TOKENS
+    assert site.client.batches.retrieve(batch.id).status == "in_progress"
+    site.client.batches.cancel(batch.id)
     assert site.wait_for_end(batch.id).status == "cancelled"
 
 
-def test_an_engine_that_dies_ends_its_streams(site: Any, client: openai.OpenAI) -> None:
-    stream = client.chat.completions.create(
-        model=MODEL,
-        messages=say("Tell me a story."),
-        max_tokens=2000,
-        stream=True,
-        extra_body={"ignore_eos": True},
-    )
+def test_an_engine_that_dies_ends_its_streams(
+    site: Any, client: openai.OpenAI, brake: Brake
+) -> None:
+    brake.allow(0)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(
+            client.chat.completions.create,
+            model=MODEL,
+            messages=say("Tell me a story."),
+            max_tokens=2000,
+            stream=True,
+            extra_body={"ignore_eos": True},
+        )
+        brake.allow(brake.wait().num_done + 20)
+        stream = asked.result()
     with stream:
         while not (chunk := next(stream)).choices[0].delta.content:
             pass
         assert chunk.choices[0].finish_reason is None
+        brake.wait()
         site.kill_engine()
-        killed_at = time.monotonic()
+        brake.release()
         with pytest.raises(openai.APIError, match="engine"):
             list(stream)
-        assert time.monotonic() - killed_at < 60
     # The next one is answered when the engine is there again. Until then it is 503, and the client
     # asks again after 5 seconds, as it is told.
     patient = client.with_options(max_retries=40)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,16 +11,18 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.e2e.endpoints.asking import MODEL, RERANK, SCORE, TEXTS, ask
-from trunkline.engine.default_model import resolve_model
+from tests.e2e.endpoints.asking import RERANK, SCORE, TEXTS, ask
+from tests.e2e.small_engine import MODEL
+from tests.models import small_model
+
+pytestmark = pytest.mark.e2e
 
 
 class Reference:
-    """The default model, run by transformers."""
+    """The small model, run by transformers."""
 
     def __init__(self) -> None:
-        cache = Path(os.environ.get("TRUNKLINE_CACHE_DIR", "~/.cache/trunkline")).expanduser()
-        folder = resolve_model(MODEL, cache)
+        folder = small_model()
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
@@ -47,8 +47,8 @@ class Reference:
 
 
 @pytest.fixture(scope="module")
-def reference(site: Any) -> Reference:
-    return Reference()  # the site has fetched the model
+def reference() -> Reference:
+    return Reference()
 
 
 def test_completions(client: openai.OpenAI, reference: Reference) -> None:
@@ -120,9 +120,9 @@ def test_embeddings(client: openai.OpenAI, reference: Reference) -> None:
         vectors = np.array([each.embedding for each in found.data])
         np.testing.assert_allclose(vectors, wanted, atol=2e-4)
     assert default.usage.prompt_tokens == sum(len(reference.token_ids(text)) for text in TEXTS)
-    short = client.embeddings.create(model=MODEL, input=TEXTS[0], dimensions=64)
+    short = client.embeddings.create(model=MODEL, input=TEXTS[0], dimensions=32)
     np.testing.assert_allclose(
-        short.data[0].embedding, reference.embedding(TEXTS[0], 64), atol=2e-4
+        short.data[0].embedding, reference.embedding(TEXTS[0], 32), atol=2e-4
     )
     with pytest.raises(openai.BadRequestError) as raised:
         client.embeddings.create(model=MODEL, input=TEXTS[0], dimensions=100_000)

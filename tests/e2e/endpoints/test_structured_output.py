@@ -5,8 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import openai
+import pytest
 
-from tests.e2e.endpoints.asking import ABOUT_PARIS, MODEL, Facts, say
+from tests.e2e.endpoints.asking import ABOUT_PARIS, Facts, say
+from tests.e2e.small_engine import MODEL
+
+pytestmark = pytest.mark.e2e
 
 
 def test_chat_parses_into_a_model(client: openai.OpenAI) -> None:
