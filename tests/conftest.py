@@ -23,11 +23,21 @@ import httpx
 import psycopg
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from tests.support import cache_dir, free_port, missing
 from trunkline.kernels import native
 from trunkline.store.database import Database
 from trunkline.store.migrate import upgrade
+
+# The machine may be busy: an example may take its time.
+settings.register_profile(
+    "unhurried",
+    settings.default,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("unhurried")
 
 # Each process of the tests, and each engine that it starts, takes its share of the processors.
 NUM_THREADS = max(
@@ -81,7 +91,8 @@ class PostgresServer:
             os.chown(self._folder, entry.pw_uid, entry.pw_gid)
         data = str(self._folder / "data")
         self._run("initdb", "-D", data, "-U", "trunkline", "-A", "trust", "-E", "UTF8", "-N")
-        settings = f"-F -p {self._port} -h 127.0.0.1 -k {self._folder} -c max_connections=200"
+        settings = f"-F -p {self._port} -h 127.0.0.1 -k {self._folder}"
+        settings += " -c max_connections=200 -c autovacuum=off"
         self._run(
             "pg_ctl", "-D", data, "-l", str(self._folder / "log"), "-w", "-o", settings, "start"
         )
@@ -95,6 +106,12 @@ class PostgresServer:
         with psycopg.connect(f"{self.url}/postgres", autocommit=True) as connection:
             connection.execute(f'CREATE DATABASE "{name}"')
         return f"{self.url}/{name}"
+
+    def drop_database(self, url: str) -> None:
+        """Delete a database at once: hundreds of them would be written to the disk meanwhile."""
+        name = url.rpartition("/")[2]
+        with psycopg.connect(f"{self.url}/postgres", autocommit=True) as connection:
+            connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
 
     def _run(self, program: str, *arguments: str) -> None:
         subprocess.run(
@@ -133,18 +150,32 @@ def postgres() -> Iterator[PostgresServer]:
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
-def empty_database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def empty_database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """The URL of a database without tables, of each kind in turn."""
     if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'test.db'}"
+        yield f"sqlite:///{tmp_path / 'test.db'}"
+        return
     server: PostgresServer = request.getfixturevalue("postgres")
-    return server.create_database()
+    url = server.create_database()
+    yield url
+    server.drop_database(url)
+
+
+@pytest.fixture(scope="session")
+def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite database with all migrations, to be copied: they take ten times as long."""
+    path = tmp_path_factory.mktemp("migrated") / "test.db"
+    upgrade(f"sqlite:///{path}")
+    return path
 
 
 @pytest.fixture
-def database_url(empty_database_url: str) -> str:
+def database_url(empty_database_url: str, migrated_sqlite: Path) -> str:
     """The URL of a fresh database with all migrations, of each kind in turn."""
-    upgrade(empty_database_url)
+    if empty_database_url.startswith("sqlite"):
+        shutil.copyfile(migrated_sqlite, empty_database_url.removeprefix("sqlite:///"))
+    else:
+        upgrade(empty_database_url)
     return empty_database_url
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import random
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
@@ -14,7 +16,7 @@ import pytest
 T = TypeVar("T")
 
 
-def wait_for(condition: Callable[[], T | None], seconds: float = 30) -> T:
+def wait_for(condition: Callable[[], T | None], seconds: float = 120) -> T:
     """The first true value of `condition`."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
@@ -24,11 +26,17 @@ def wait_for(condition: Callable[[], T | None], seconds: float = 30) -> T:
 
 
 def free_port() -> int:
-    """A port of the loopback interface that nobody listened on just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
+    """A port of the loopback interface that nobody listened on just now.
+
+    Not one of those that the system gives to outgoing connections: one of these may take it before
+    it is listened on. It is drawn at random, as other processes of the tests look for theirs.
+    """
+    source = random.SystemRandom()
+    while True:
+        port = source.randrange(10_000, 30_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def cache_dir() -> Path:

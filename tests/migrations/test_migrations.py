@@ -51,7 +51,7 @@ def test_several_processes_upgrade_at_once(empty_database_url: str) -> None:
     command = [sys.executable, "-c", code, empty_database_url]
     processes = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(3)]
     for process in processes:
-        _, error = process.communicate(timeout=60)
+        _, error = process.communicate(timeout=120)
         assert process.returncode == 0, error.decode()
     database = Database.open(empty_database_url)
     assert is_current(database)

@@ -16,6 +16,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from sqlalchemy import insert, select
 
+from tests.support import wait_for
 from trunkline.engine.admission import Admission, Limits
 from trunkline.engine.core import Engine
 from trunkline.engine.grammar import Grammars
@@ -38,6 +39,7 @@ from trunkline.store.work import Work
 MODEL = "silent"
 EOS = 0
 BATCH_ID = "batch_1"
+HANG_SECONDS = 120.0
 
 
 class LetterTokenizer:
@@ -61,15 +63,19 @@ class LetterTokenizer:
 
 
 class SilentRunner:
-    """Every answer ends with its first token."""
+    """Every answer ends with its first token. All steps but the first wait until they may go on."""
 
     lookahead = 1
 
-    def __init__(self, seconds_per_step: float) -> None:
+    def __init__(self, seconds_per_step: float, may_go_on: threading.Event) -> None:
         self._seconds = seconds_per_step
+        self._may_go_on = may_go_on
+        self._num_steps = 0
 
     def submit(self, plan: StepPlan, sequences: Mapping[int, Any], masks: None = None) -> DoneStep:
         time.sleep(self._seconds)
+        self._num_steps += 1
+        assert self._num_steps == 1 or self._may_go_on.wait(HANG_SECONDS)
         slots = plan.entry_sequence[plan.entry_samples]
         tokens = np.full(len(slots), EOS, np.int32)
         return DoneStep(StepResult(plan.step, slots, tokens, (None,) * len(slots)))
@@ -116,10 +122,20 @@ class Bench:
             connection.execute(insert(batches).values(**batch))
             connection.execute(insert(batch_requests), requests)
 
-    def run_until(self, condition: Callable[[], bool], seconds_per_step: float = 0.0) -> None:
+    def run_until(
+        self,
+        condition: Callable[[], bool],
+        seconds_per_step: float = 0.0,
+        *,
+        is_held: bool = False,
+    ) -> None:
+        """Let an engine work until then; one that is held does one step, and another at the end."""
+        may_go_on = threading.Event()
+        if not is_held:
+            may_go_on.set()
         config = SchedulerConfig(page_size=8, num_pages=100, max_batch_tokens=64)
         tokenizer: Any = LetterTokenizer()
-        runner: Any = SilentRunner(seconds_per_step)
+        runner: Any = SilentRunner(seconds_per_step, may_go_on)
         loop = Loop(
             Work(self.database, self._blobs),
             LiveWork(self.database),
@@ -137,13 +153,11 @@ class Bench:
         )
         thread = threading.Thread(target=loop.run)
         thread.start()
-        deadline = time.monotonic() + 20
         try:
-            while not condition():
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
+            wait_for(condition, HANG_SECONDS)
         finally:
             loop.stop()
+            may_go_on.set()
             thread.join()
 
     def status(self) -> str:
@@ -190,7 +204,7 @@ def test_a_batch_that_is_given_back_ends_its_span(
     bench: Bench, spans: InMemorySpanExporter
 ) -> None:
     bench.add_batch([{"prompt": f"{number}" * 60} for number in range(9)])
-    bench.run_until(lambda: bench.figures().get("num_steps", 0) > 0, seconds_per_step=0.3)
+    bench.run_until(lambda: bench.figures().get("num_steps", 0) > 0, is_held=True)
     assert bench.status() == "in_progress"
     attributes = only(spans).attributes
     assert attributes is not None

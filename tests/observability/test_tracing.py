@@ -37,7 +37,7 @@ def run_program(program: str = PROGRAM, **environment: str) -> subprocess.Comple
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=120,
     )
 
 

@@ -10,13 +10,18 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import openai
 import pytest
 from fastapi.testclient import TestClient
+from typer.testing import CliRunner, Result
 
+from tests.server.live_server import HANG_SECONDS
+from trunkline.__main__ import app
+from trunkline.server import access as access_module
 from trunkline.server.access import KNOWN_SECONDS, Access, is_loopback
 from trunkline.server.app import create_app
 from trunkline.server.settings import ServerSettings
@@ -83,25 +88,29 @@ def test_with_a_key_everybody_needs_one(installation: Installation) -> None:
         assert client.get("/v1/files", headers={"authorization": f"bearer  {key}"}).is_success
 
 
-def test_a_revoked_key_opens_nothing_a_second_later(installation: Installation) -> None:
+def test_a_revoked_key_opens_nothing_a_second_later(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    clock = SimpleNamespace(monotonic=lambda: now, time=time.time)
+    monkeypatch.setattr(access_module, "time", clock)
     record, key = installation.keys.create(DEFAULT_PROJECT_ID, "", 0)
     with installation.client(key) as client:
         assert client.get("/v1/files").status_code == 200
         installation.keys.revoke(record.id, 1)
-        time.sleep(KNOWN_SECONDS)
+        now += KNOWN_SECONDS + 0.001
         assert client.get("/v1/files").status_code == 401
         # The last key is gone, and yet the door stays shut.
         assert client.get("/v1/files", headers={"authorization": ""}).status_code == 401
 
 
 class CountingKeys(ApiKeys):
-    """Keys that are looked up slowly."""
+    """Knows how often a key was looked up."""
 
     num_lookups = 0
 
     def project_of(self, text: str, now: int) -> ProjectRecord | None:
         self.num_lookups += 1
-        time.sleep(0.1)
         return super().project_of(text, now)
 
 
@@ -145,7 +154,9 @@ def test_what_needs_no_key(installation: Installation) -> None:
             assert client.get(path).status_code == 200
 
 
-def test_the_official_client_understands_the_refusals(installation: Installation) -> None:
+def test_the_official_client_understands_the_refusals(
+    installation: Installation, within_a_minute: None
+) -> None:
     key = installation.key()
     installation.projects.set_limits("team-a", ProjectLimits(max_requests_per_minute=2))
     with installation.client() as transport:
@@ -163,7 +174,9 @@ def test_the_official_client_understands_the_refusals(installation: Installation
     assert 1 <= int(caught.value.response.headers["retry-after"]) <= 60
 
 
-def test_rates_are_counted_for_each_project(installation: Installation) -> None:
+def test_rates_are_counted_for_each_project(
+    installation: Installation, within_a_minute: None
+) -> None:
     first, second = installation.key("a"), installation.key("b")
     installation.projects.set_limits("a", ProjectLimits(max_requests_per_minute=1))
     with installation.client() as client:
@@ -221,22 +234,26 @@ def test_pages_of_other_sites_cannot_use_a_server_without_keys(
 
 
 @pytest.fixture
-def trunkline(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "trunkline", *arguments, "--data-dir", str(tmp_path)],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-            env={**os.environ, "PYTHONSAFEPATH": "1", "COLUMNS": "200"},
-        )
+def trunkline(tmp_path: Path) -> Callable[..., Result]:
+    """Runs a command in this process."""
+
+    def run(*arguments: str) -> Result:
+        given = [*arguments, "--data-dir", str(tmp_path)]
+        return CliRunner().invoke(app, given, prog_name="trunkline", env={"COLUMNS": "200"})
 
     return run
 
 
-def test_a_server_without_keys_does_not_open_itself_to_others(trunkline: Any) -> None:
-    done = trunkline("server", "--host", "0.0.0.0", "--port", "0")
+def test_a_server_without_keys_does_not_open_itself_to_others(tmp_path: Path) -> None:
+    command = ("server", "--host", "0.0.0.0", "--port", "0", "--data-dir", str(tmp_path))
+    done = subprocess.run(
+        [sys.executable, "-m", "trunkline", *command],
+        capture_output=True,
+        text=True,
+        timeout=HANG_SECONDS,
+        check=False,
+        env={**os.environ, "PYTHONSAFEPATH": "1"},
+    )
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert "--host 0.0.0.0 can be reached from other machines" in line
@@ -246,7 +263,7 @@ def test_a_server_without_keys_does_not_open_itself_to_others(trunkline: Any) ->
 
 def test_keys_and_projects_from_the_shell(trunkline: Any, tmp_path: Path) -> None:
     made = trunkline("keys", "create", "--project", "team-a", "--name", "nightly")
-    assert made.returncode == 0, made.stderr
+    assert made.exit_code == 0, made.stderr
     key = made.stdout.strip()
     assert key.startswith("tl-")
     assert key not in made.stderr
@@ -255,10 +272,8 @@ def test_keys_and_projects_from_the_shell(trunkline: Any, tmp_path: Path) -> Non
     assert key not in listed
     key_id = next(word for word in listed.split() if word.startswith("key_"))
     limits = ("--max-queued-requests", "1000", "--max-requests-per-minute", "60")
-    assert trunkline("projects", "update", "team-a", *limits).returncode == 0
-    assert (
-        trunkline("projects", "update", "team-a", "--max-queued-requests", "none").returncode == 0
-    )
+    assert trunkline("projects", "update", "team-a", *limits).exit_code == 0
+    assert trunkline("projects", "update", "team-a", "--max-queued-requests", "none").exit_code == 0
     with_limits = next(
         line for line in trunkline("projects", "list").stdout.splitlines() if "team-a" in line
     )
@@ -268,7 +283,7 @@ def test_keys_and_projects_from_the_shell(trunkline: Any, tmp_path: Path) -> Non
     project = ApiKeys(database).project_of(key, 0)
     assert project is not None
     assert project.name == "team-a"
-    assert trunkline("keys", "revoke", key_id).returncode == 0
+    assert trunkline("keys", "revoke", key_id).exit_code == 0
     assert ApiKeys(database).project_of(key, 0) is None
     database.close()
 
@@ -288,7 +303,7 @@ def test_wrong_commands_say_what_is_allowed(
     trunkline: Any, arguments: tuple[str, ...], message: str
 ) -> None:
     done = trunkline(*arguments)
-    assert done.returncode == 2
+    assert done.exit_code == 2
     (line,) = done.stderr.splitlines()
     assert message in line
 

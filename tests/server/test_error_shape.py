@@ -12,6 +12,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
+from tests.server.stores import every_store
 from trunkline.server.app import create_app
 from trunkline.server.settings import ServerSettings
 from trunkline.store.migrate import upgrade
@@ -132,6 +133,7 @@ async def test_every_reply_has_an_id(http: httpx.AsyncClient) -> None:
     assert len({reply.headers["x-request-id"] for reply in replies}) == len(replies)
 
 
+@every_store
 def test_characters_that_no_database_holds(server: Any) -> None:
     for path in ("/v1/files/%00", "/v1/files/%00/content", "/v1/batches/%00", "/v1/models/%00"):
         reply = server.http.get(path)

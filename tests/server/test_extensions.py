@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,8 @@ import httpx
 import openai
 import pytest
 
+from tests.server.live_server import HANG_SECONDS
+from tests.server.stores import every_store
 from trunkline.store.states import BatchStatus
 
 
@@ -47,6 +50,7 @@ def test_results_while_the_batch_runs(server: Any, engine: Any) -> None:
     assert server.http.get(f"/v1/batches/{batch.id}/output?offset=99999999999").status_code == 400
 
 
+@every_store
 def test_failed_lines_are_tried_again(server: Any, engine: Any) -> None:
     content = jsonl(engine.lines(5)).replace(b"\n", b"\r\n")
     batch = server.create(content, metadata={"night": "1"})
@@ -103,6 +107,7 @@ def _get(server: Any, batch_id: str) -> dict[str, Any]:
     return found
 
 
+@every_store
 def test_a_repeated_request_creates_one_batch(server: Any, engine: Any) -> None:
     file_id = server.upload(jsonl(engine.lines(1))).id
     body = {
@@ -125,6 +130,7 @@ def test_a_repeated_request_creates_one_batch(server: Any, engine: Any) -> None:
             server.client.batches.cancel(batch.id)
 
 
+@every_store
 def test_pause_and_resume(server: Any, engine: Any) -> None:
     batch = server.create(jsonl(engine.lines(2)))
     server.wait(batch.id, "in_progress")
@@ -142,6 +148,7 @@ def test_pause_and_resume(server: Any, engine: Any) -> None:
         assert f"Cannot {action} a batch" in reply.json()["error"]["message"]
 
 
+@every_store
 def test_priority(server: Any, engine: Any) -> None:
     batches = [server.create(jsonl(engine.lines(1))) for _ in range(2)]
     urgent = server.create(jsonl(engine.lines(1)), extra_body={"priority": 7})
@@ -173,6 +180,7 @@ def test_wrong_priorities(server: Any, engine: Any, body: dict[str, Any], code: 
     assert (reply.json()["error"]["code"], reply.json()["error"]["param"]) == (code, "priority")
 
 
+@every_store
 def test_progress(server: Any, engine: Any) -> None:
     batch = server.create(jsonl(engine.lines(4)))
     claim = engine.claim()
@@ -209,12 +217,13 @@ def _events(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
             yield json.loads(line.removeprefix("data: "))
 
 
+@every_store
 def test_events_until_the_end(server: Any, engine: Any) -> None:
     batch = server.create(jsonl(engine.lines(3)))
     claim = engine.claim()
     seen = []
     with httpx.stream(
-        "GET", f"{server.base_url}/v1/batches/{batch.id}/events", timeout=30
+        "GET", f"{server.base_url}/v1/batches/{batch.id}/events", timeout=HANG_SECONDS
     ) as stream:
         assert stream.headers["content-type"].startswith("text/event-stream")
         for event in _events(stream.iter_lines()):
@@ -249,32 +258,26 @@ def test_a_watcher_does_not_hold_up_the_end_of_the_server(make_server: Any) -> N
 
     def watch() -> None:
         with httpx.stream(
-            "GET", f"{server.base_url}/v1/batches/{waiting.id}/events", timeout=30
+            "GET", f"{server.base_url}/v1/batches/{waiting.id}/events", timeout=HANG_SECONDS
         ) as stream:
             for _ in stream.iter_lines():
                 first.set()
 
     thread = threading.Thread(target=watch)
     thread.start()
-    assert first.wait(10)
+    assert first.wait(HANG_SECONDS)
     assert server.stop() == 0
-    thread.join(timeout=10)
+    thread.join(HANG_SECONDS)
     assert not thread.is_alive()
 
 
 def test_engines(server: Any, engine: Any) -> None:
-    engine.work.heartbeat(f"engine-of-{engine.model}", {"num_running": 3}, [], _now(), 60)
+    engine.work.heartbeat(f"engine-of-{engine.model}", {"num_running": 3}, [], time.time(), 60)
     page = server.http.get("/v1/engines").json()
     (found,) = (e for e in page["data"] if e["model"] == engine.model)
     assert found["object"] == "engine"
     assert found["figures"] == {"num_running": 3}
     assert (found["device"], found["dtype"], found["max_model_tokens"]) == ("cpu", "float32", 2048)
-
-
-def _now() -> float:
-    import time
-
-    return time.time()
 
 
 def test_a_stock_client_is_not_disturbed(server: Any, engine: Any) -> None:

@@ -7,12 +7,14 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable
 from typing import Any
 
 import httpx
 import openai
 import pytest
+
+from tests.server.stores import every_store
+from tests.support import wait_for
 
 LINE = b'{"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {}}\n'
 BOUNDARY = "boundary-of-the-test"
@@ -37,6 +39,7 @@ def post(server: Any, body: bytes, boundary: str = BOUNDARY) -> httpx.Response:
     return reply
 
 
+@every_store
 def test_an_upload_comes_back_as_it_was(server: Any) -> None:
     before = int(time.time())
     file = server.upload(LINE)
@@ -51,6 +54,7 @@ def test_an_upload_comes_back_as_it_was(server: Any) -> None:
     assert server.client.files.wait_for_processing(file.id) == file
 
 
+@every_store
 def test_content_is_the_very_bytes(server: Any) -> None:
     data = LINE + os.urandom(3_000_000)
     file = server.upload(data)
@@ -217,6 +221,7 @@ def test_a_body_of_another_type(server: Any, kind: str | None) -> None:
     assert "must be multipart/form-data" in reply.json()["error"]["message"]
 
 
+@every_store
 def test_a_client_that_hangs_up_leaves_nothing(server: Any) -> None:
     before, log = server.blobs(), server.log
     # More than a part of an upload to S3, of which nothing can be seen before.
@@ -227,21 +232,14 @@ def test_a_client_that_hangs_up_leaves_nothing(server: Any) -> None:
             f"Content-Type: multipart/form-data; boundary={BOUNDARY}\r\n\r\n".encode()
             + body[:-1000]
         )
-        deadline = time.monotonic() + 10
-        while server.blobs() == before:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-    deadline = time.monotonic() + 10
-    while server.blobs() != before:
-        assert time.monotonic() < deadline, server.blobs() - before
-        time.sleep(0.02)
+        wait_for(lambda: server.blobs() != before)
+    wait_for(lambda: server.blobs() == before)
     # That is the client's affair, not an error of the server.
     assert "Traceback" not in server.log.removeprefix(log)
 
 
-@pytest.mark.parametrize("empty_database_url", ["sqlite"], indirect=True)
-def test_files_that_are_too_large(make_server: Callable[..., Any]) -> None:
-    server = make_server(max_file_bytes=2000, max_batch_file_bytes=1000)
+def test_files_that_are_too_large(limited_server: Any) -> None:
+    server = limited_server
     for purpose, num_bytes in (("batch", 1000), ("user_data", 2000)):
         file = server.client.files.create(file=("in.jsonl", LINE.ljust(num_bytes)), purpose=purpose)
         assert file.bytes == num_bytes
@@ -258,6 +256,7 @@ def test_files_that_are_too_large(make_server: Callable[..., Any]) -> None:
     assert server.http.post("/v1/files", content=body, headers=kind).status_code == 413
 
 
+@every_store
 def test_lists_have_pages(server: Any) -> None:
     made = [server.client.files.create(file=("a.txt", b"x"), purpose="evals").id for _ in range(7)]
     newest_first = [file.id for file in server.client.files.list(purpose="evals", limit=3)]
@@ -296,6 +295,7 @@ def test_wrong_queries_of_a_list(server: Any, query: str, param: str) -> None:
     assert (error["param"], error["code"]) == (param, "invalid_value")
 
 
+@every_store
 def test_a_deleted_file_is_gone(server: Any) -> None:
     before = server.blobs()
     file = server.upload(LINE)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,12 +15,13 @@ from sqlalchemy import insert
 from starlette.requests import Request
 
 import trunkline
+from tests.server.stores import every_database
 from trunkline.server.metric_table import METRICS
 from trunkline.server.metrics import Metrics
 from trunkline.server.observation import ObservationMiddleware
 from trunkline.server.request_id import RequestIdMiddleware
 from trunkline.server.routes import metrics as metrics_route
-from trunkline.server.store_collector import FORGET_SECONDS, MIN_CACHE_SECONDS, StoreCollector
+from trunkline.server.store_collector import FORGET_SECONDS, StoreCollector
 from trunkline.store.blobs import DiskBlobs
 from trunkline.store.database import Database
 from trunkline.store.engines import Engines
@@ -33,7 +33,7 @@ from trunkline.store.schema import (
     webhook_deliveries,
     webhook_endpoints,
 )
-from trunkline.store.totals import StoreTotals, Totals
+from trunkline.store.totals import Totals
 from trunkline.store.work import Work
 
 NOW = 1_000_000
@@ -69,24 +69,8 @@ def value(page: str, name: str, **labels: str) -> float | None:
     return parse(page).get((name, tuple(sorted(labels.items()))))
 
 
-class CountingTotals(Totals):
-    """Knows how often it was asked."""
-
-    def __init__(self, database: Database, seconds: float = 0.0) -> None:
-        super().__init__(database)
-        self.num_reads = 0
-        self._seconds = seconds
-
-    def read(self) -> StoreTotals:
-        self.num_reads += 1
-        time.sleep(self._seconds)
-        return super().read()
-
-
-def make_metrics(database: Database, totals: Totals | None = None) -> Metrics:
-    collector = StoreCollector(
-        totals or Totals(database), Engines(database), ALIVE_SECONDS, now=lambda: NOW
-    )
+def make_metrics(database: Database) -> Metrics:
+    collector = StoreCollector(Totals(database), Engines(database), ALIVE_SECONDS, now=lambda: NOW)
     return Metrics(collector)
 
 
@@ -148,6 +132,7 @@ def test_an_empty_store(database: Database) -> None:
     assert value(page, "trunkline_webhook_deliveries", state="pending") == 0
 
 
+@every_database
 def test_batches_and_what_is_queued(database: Database) -> None:
     running = {
         "model": "m",
@@ -191,6 +176,7 @@ def test_batches_and_what_is_queued(database: Database) -> None:
     assert (oldest("validating"), oldest("in_progress"), oldest("finalizing")) == (100, 60, 0)
 
 
+@every_database
 def test_files_and_webhooks(database: Database) -> None:
     with database.write() as connection:
         for number, purpose in enumerate(("batch", "batch", "batch_output")):
@@ -310,29 +296,7 @@ def test_the_page_holds_what_the_table_says(database: Database, tmp_path: Path) 
     assert found == {spec.name: (spec.kind.value, spec.help, set(spec.labels)) for spec in METRICS}
 
 
-def test_scraping_often_does_not_load_the_store(database: Database) -> None:
-    totals = CountingTotals(database)
-    metrics = make_metrics(database, totals)
-    for _ in range(20):
-        metrics.page()
-    assert totals.num_reads == 1
-
-
-def test_a_slow_store_is_read_less_often(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    totals = CountingTotals(database, seconds=0.4)
-    metrics = make_metrics(database, totals)
-    metrics.page()
-    now = time.monotonic()
-    monkeypatch.setattr(time, "monotonic", lambda: now + MIN_CACHE_SECONDS + 1)
-    metrics.page()
-    assert totals.num_reads == 1
-    monkeypatch.setattr(time, "monotonic", lambda: now + 60)
-    metrics.page()
-    assert totals.num_reads == 2
-
-
+@every_database
 def test_a_store_that_cannot_be_read(empty_database_url: str) -> None:
     database = Database.open(empty_database_url)
     metrics = make_metrics(database)

@@ -8,6 +8,8 @@ from typing import Any
 import openai
 import pytest
 
+from tests.server.stores import every_store
+
 CHAT = "/v1/chat/completions"
 MISSING = "Missing required parameter: '{}'."
 WRONG_TYPE = "Invalid type for '{}': expected {}, but got {} instead."
@@ -120,6 +122,7 @@ def test_wrong_parameters(
     assert server.http.get("/v1/batches").json()["first_id"] == latest
 
 
+@every_store
 @pytest.mark.parametrize(
     "changes",
     [
@@ -163,6 +166,7 @@ def test_a_file_with_another_purpose(server: Any) -> None:
     assert (caught.value.param, caught.value.code) == ("input_file_id", "invalid_request")
 
 
+@every_store
 def test_metadata_come_back(server: Any) -> None:
     request = good_request(server)
     for metadata in (None, {}, {f"{i:064}": "ü" * 512 for i in range(16)}):

@@ -203,7 +203,7 @@ def test_from_upload_to_download(server: Any, engine: Any, tmp_path: Path) -> No
         assert done["conflict"]["requestID"].startswith("req_")
         assert done["cancelled"]["status"] in {"cancelling", "cancelled"}
         script.go_on()
-        assert script.process.wait(timeout=30) == 0
+        assert script.process.wait(timeout=120) == 0
     finally:
         script.close()
 
@@ -230,6 +230,6 @@ def test_a_webhook_is_unwrapped(
         assert event["data"] == {"id": batch["id"]}
         assert delivered["refused"] == ["InvalidWebhookSignatureError"] * 2
         script.go_on()
-        assert script.process.wait(timeout=30) == 0
+        assert script.process.wait(timeout=120) == 0
     finally:
         script.close()

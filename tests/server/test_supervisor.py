@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,11 +16,14 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.models import small_model
+from tests.server.live_server import HANG_SECONDS
 from tests.support import free_port, wait_for
 from trunkline.server import supervisor as supervisor_module
 from trunkline.server.supervisor import EngineSupervisor
 
 BAD_CONFIG = 2
+FIRST_PAUSE_SECONDS = 0.02
 
 
 def trunkline(*arguments: str, **environment: str) -> subprocess.Popen[str]:
@@ -31,9 +36,9 @@ def trunkline(*arguments: str, **environment: str) -> subprocess.Popen[str]:
     )
 
 
-def refusal(process: subprocess.Popen[str], seconds: float = 120) -> str:
+def refusal(process: subprocess.Popen[str]) -> str:
     """The one line in which a command says why it ends with status 2."""
-    _, error = process.communicate(timeout=seconds)
+    _, error = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == BAD_CONFIG, error
     lines = [line for line in error.splitlines() if line.startswith("trunkline: ")]
     assert len(lines) == 1, error
@@ -47,7 +52,7 @@ def test_a_malformed_option_of_the_engine(tmp_path: Path) -> None:
         *("--dtype", "nonsense"),
         COLUMNS="200",
     )
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == BAD_CONFIG, error
     (line,) = [line for line in error.splitlines() if "nonsense" in line]
     assert "--dtype" in line
@@ -67,13 +72,18 @@ def test_a_model_folder_that_does_not_exist(tmp_path: Path) -> None:
     assert nowhere in line
 
 
+def tail(*values: object) -> object:
+    """A case of the full run."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     ("command", "environment", "message"),
     [
         ("server", {"TRUNKLINE_PORT": "eighty"}, "TRUNKLINE_PORT is 'eighty'"),
-        ("serve", {"TRUNKLINE_PORT": "65536"}, "TRUNKLINE_PORT is '65536'"),
-        ("serve", {"TRUNKLINE_WINDOW_SECONDS": "0"}, "TRUNKLINE_WINDOW_SECONDS is '0'"),
-        ("server", {"TRUNKLINE_DATABASE_URL": "mysql://x:secret@y/z"}, "must be sqlite:///PATH"),
+        tail("serve", {"TRUNKLINE_PORT": "65536"}, "TRUNKLINE_PORT is '65536'"),
+        tail("serve", {"TRUNKLINE_WINDOW_SECONDS": "0"}, "TRUNKLINE_WINDOW_SECONDS is '0'"),
+        tail("server", {"TRUNKLINE_DATABASE_URL": "mysql://x:secret@y/z"}, "must be sqlite:///"),
         (
             "server",
             {"TRUNKLINE_DATABASE_URL": "postgresql://nobody:secret@127.0.0.1:1/none"},
@@ -86,7 +96,7 @@ def test_a_malformed_variable(
     command: str, environment: dict[str, str], message: str, tmp_path: Path
 ) -> None:
     given = {"TRUNKLINE_DATA_DIR": str(tmp_path / "data"), **environment}
-    line = refusal(trunkline(command, **given), seconds=30)
+    line = refusal(trunkline(command, **given))
     assert message in line
     assert "secret" not in line
 
@@ -97,7 +107,7 @@ def test_a_port_that_is_taken(tmp_path: Path) -> None:
         taken.listen()
         port = str(taken.getsockname()[1])
         process = trunkline("server", "--port", port, "--data-dir", str(tmp_path / "data"))
-        _, error = process.communicate(timeout=30)
+        _, error = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode != 0
     assert f"('127.0.0.1', {port})" in error
     assert "Traceback" not in error
@@ -114,10 +124,15 @@ def broken_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[
         program.write_text(f"#!/bin/sh\necho \"$@\" >> '{starts}'\n{script}\n")
         program.chmod(0o755)
         monkeypatch.setattr(sys, "executable", str(program))
-        monkeypatch.setattr(supervisor_module, "FIRST_PAUSE_SECONDS", 0.05)
+        monkeypatch.setattr(supervisor_module, "FIRST_PAUSE_SECONDS", FIRST_PAUSE_SECONDS)
         return starts
 
     return install
+
+
+def is_supervising() -> bool:
+    """Whether a supervisor's thread goes on; nothing is started when it has ended."""
+    return any(thread.name == "supervisor" for thread in threading.enumerate())
 
 
 @pytest.fixture
@@ -127,7 +142,7 @@ def running(tmp_path: Path) -> Iterator[list[subprocess.Popen[str]]]:
     yield processes
     for process in processes:
         process.terminate()
-        process.communicate(timeout=60)
+        process.communicate(timeout=HANG_SECONDS)
 
 
 def num_lines(path: Path) -> int:
@@ -137,7 +152,8 @@ def num_lines(path: Path) -> int:
 def test_two_on_one_data_folder(tmp_path: Path, running: list[subprocess.Popen[str]]) -> None:
     data_dir = str(tmp_path / "data")
     port = free_port()
-    first = trunkline("serve", "--port", str(port), "--data-dir", data_dir)
+    model = str(small_model())
+    first = trunkline("serve", "--port", str(port), "--data-dir", data_dir, "--model", model)
     running.append(first)
 
     def answers() -> bool:
@@ -147,12 +163,12 @@ def test_two_on_one_data_folder(tmp_path: Path, running: list[subprocess.Popen[s
         except httpx.TransportError:
             return False
 
-    wait_for(answers, 60)
+    wait_for(answers, HANG_SECONDS)
     line = refusal(trunkline("serve", "--port", str(free_port()), "--data-dir", data_dir))
     assert f"another `trunkline serve` runs on {data_dir}" in line
     assert answers()
     first.send_signal(signal.SIGINT)
-    _, error = first.communicate(timeout=60)
+    _, error = first.communicate(timeout=HANG_SECONDS)
     assert first.returncode == 0, error
     assert "Traceback" not in error
 
@@ -168,19 +184,26 @@ def test_an_engine_that_dies_is_started_again(broken_engine: Callable[[str], Pat
     assert set(starts.read_text().splitlines()) == {
         f"-m trunkline engine --model m --parent-pid {os.getpid()}"
     }
-    time.sleep(0.3)
+    assert not is_supervising()
     assert num_lines(starts) == count
     assert complaints == []
 
 
-def test_the_pause_grows(broken_engine: Callable[[str], Path]) -> None:
+def test_the_pause_grows(
+    broken_engine: Callable[[str], Path], caplog: pytest.LogCaptureFixture
+) -> None:
     starts = broken_engine("exit 1")
     supervised = EngineSupervisor([], {}, lambda: None)
     started = time.monotonic()
-    supervised.start()
-    wait_for(lambda: num_lines(starts) >= 5)
-    supervised.stop()
-    assert time.monotonic() - started >= 0.05 + 0.1 + 0.2 + 0.4
+    with caplog.at_level(logging.WARNING):
+        supervised.start()
+        wait_for(lambda: num_lines(starts) >= 5)
+        seconds = time.monotonic() - started
+        supervised.stop()
+    said = [record.args for record in caplog.records if "restart in" in record.msg]
+    pauses = [FIRST_PAUSE_SECONDS * 2**i for i in range(4)]
+    assert said[:4] == [(1, pause) for pause in pauses]
+    assert seconds >= sum(pauses)
 
 
 def test_a_configuration_that_cannot_work_is_not_tried_again(
@@ -190,22 +213,24 @@ def test_a_configuration_that_cannot_work_is_not_tried_again(
     complaints: list[str] = []
     supervised = EngineSupervisor([], {}, lambda: complaints.append("bad"))
     supervised.start()
-    wait_for(lambda: bool(complaints))
-    time.sleep(0.3)
+    wait_for(lambda: not is_supervising())
+    assert complaints == ["bad"]
     assert num_lines(starts) == 1
     supervised.stop()
-    assert complaints == ["bad"]
 
 
 def test_an_engine_that_will_not_stop_is_killed(
-    broken_engine: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+    broken_engine: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(supervisor_module, "STOP_SECONDS", 0.3)
-    starts = broken_engine("trap '' TERM\nwhile :; do sleep 0.05; done")
+    monkeypatch.setattr(supervisor_module, "STOP_SECONDS", 0.1)
+    is_deaf = tmp_path / "is-deaf"
+    broken_engine(f"trap '' TERM\ntouch '{is_deaf}'\nwhile :; do sleep 0.05; done")
     supervised = EngineSupervisor([], {}, lambda: None)
     supervised.start()
-    wait_for(lambda: num_lines(starts) == 1)
-    time.sleep(0.2)
-    started = time.monotonic()
+    wait_for(is_deaf.exists)
     supervised.stop()
-    assert time.monotonic() - started < 5
+    assert "the engine does not stop; killed" in caplog.text
+    assert not is_supervising()

@@ -20,6 +20,7 @@ import psutil
 import pytest
 from sqlalchemy import Connection, select, update
 
+from tests.server.stores import every_store, on_sqlite
 from tests.support import wait_for
 from trunkline.store.projects import ApiKeys, Projects
 from trunkline.store.schema import uploads
@@ -86,6 +87,7 @@ def locked(server: Any, upload_id: str) -> Iterator[Connection]:
         yield connection
 
 
+@every_store
 def test_the_official_client_sends_a_file_in_parts(server: Any, tmp_path: Path) -> None:
     data = LINE + os.urandom(3_000_000)
     path = tmp_path / "grüße.jsonl"
@@ -175,6 +177,7 @@ def test_parts_sent_at_the_same_time_take_the_order_of_their_ids(server: Any) ->
     assert content(server, done) == b"".join(chunks[::-1])
 
 
+@every_store
 def test_parts_that_are_not_named_are_left_out(server: Any) -> None:
     before = server.blobs()
     upload_id = create(server)
@@ -281,9 +284,8 @@ def test_the_largest_part(server: Any) -> None:
     assert server.blobs() == before
 
 
-@pytest.mark.parametrize("empty_database_url", ["sqlite"], indirect=True)
-def test_an_upload_that_is_full(make_server: Callable[..., Any]) -> None:
-    server = make_server(max_upload_bytes=10)
+def test_an_upload_that_is_full(limited_server: Any) -> None:
+    server = limited_server
     upload_id = create(server)
     ids = add(server, upload_id, b"abcdef", b"")
     before = server.blobs()
@@ -364,6 +366,7 @@ def test_a_completion_that_is_sent_again(server: Any) -> None:
     assert complete(server, upload_id, ids) == done | {"file": None}
 
 
+@every_store
 def test_completions_at_the_same_time_make_one_file(server: Any) -> None:
     before = server.blobs()
     upload_id = create(server, bytes=8 * MIB)
@@ -404,6 +407,7 @@ def test_a_completed_upload_is_closed(server: Any) -> None:
     assert server.blobs() == before
 
 
+@every_store
 def test_a_cancelled_upload_is_closed(server: Any) -> None:
     before = server.blobs()
     upload_id = create(server)
@@ -419,7 +423,7 @@ def test_a_cancelled_upload_is_closed(server: Any) -> None:
     assert server.blobs() == before
 
 
-@pytest.mark.parametrize("empty_database_url", ["sqlite"], indirect=True)
+@on_sqlite
 def test_an_upload_expires_and_its_parts_are_deleted(make_server: Callable[..., Any]) -> None:
     server = make_server()
     upload_id = create(server)
@@ -451,7 +455,7 @@ def test_an_upload_that_is_not_there(server: Any) -> None:
         assert "No upload found with id 'upload_x'." in str(caught.value)
 
 
-@pytest.mark.parametrize("empty_database_url", ["sqlite"], indirect=True)
+@on_sqlite
 def test_an_upload_of_another_project(make_server: Callable[..., Any]) -> None:
     server = make_server(allow_anonymous=True)
     upload_id = create(server)
@@ -479,6 +483,7 @@ def test_an_upload_of_another_project(make_server: Callable[..., Any]) -> None:
     assert content(server, complete(server, upload_id, part_ids)) == b"abcdef"
 
 
+@pytest.mark.slow  # the other tests have two servers where the bytes are in S3
 def test_two_servers_share_an_upload(make_server: Callable[..., Any]) -> None:
     first, second = make_server(server_name="first"), make_server(server_name="second")
     upload_id = create(first)
@@ -488,7 +493,7 @@ def test_two_servers_share_an_upload(make_server: Callable[..., Any]) -> None:
     assert complete(first, upload_id, part_ids) == done
 
 
-@pytest.mark.parametrize("empty_database_url", ["sqlite"], indirect=True)
+@on_sqlite
 def test_a_server_that_is_killed_between_the_blob_and_its_row(
     make_server: Callable[..., Any],
 ) -> None:
@@ -515,6 +520,7 @@ def test_a_server_that_is_killed_between_the_blob_and_its_row(
     assert not server.blobs() & before
 
 
+@every_store
 def test_an_upload_that_is_cancelled_while_it_is_being_completed(server: Any) -> None:
     upload_id = create(server)
     part_ids = add(server, upload_id, b"abc", b"def")
@@ -531,14 +537,18 @@ def test_an_upload_that_is_cancelled_while_it_is_being_completed(server: Any) ->
     assert server.blobs() == before
 
 
-# The bytes take the same way on PostgreSQL.
-@pytest.mark.parametrize("empty_database_url", ["sqlite"], indirect=True)
-def test_memory_stays_flat(make_server: Callable[..., Any], tmp_path: Path, watching: Any) -> None:
-    server = make_server()
+@pytest.mark.parametrize("num_mib", [64, pytest.param(200, marks=pytest.mark.slow)])
+def test_memory_stays_flat(
+    sqlite_server: Any,  # the bytes take the same way on PostgreSQL
+    tmp_path: Path,
+    watching: Any,
+    num_mib: int,
+) -> None:
+    server = sqlite_server
     path = tmp_path / "large.jsonl"
     chunk, digest = os.urandom(MIB), hashlib.md5()
     with path.open("wb") as file:
-        for _ in range(200):
+        for _ in range(num_mib):
             file.write(chunk)
             digest.update(chunk)
     # What the first upload imports is not what is measured.

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 import pytest
+
+from tests.server.stores import every_store
 
 
 def jsonl(lines: list[dict[str, Any]]) -> bytes:
     return b"".join(json.dumps(line).encode() + b"\n" for line in lines)
 
 
+@every_store
 def test_every_bad_line_is_reported_once(server: Any, engine: Any) -> None:
     def line(custom_id: str = "x", **changes: Any) -> bytes:
         record = {**engine.line(custom_id), **changes}
@@ -81,6 +83,7 @@ def test_an_empty_file(server: Any, data: bytes) -> None:
     )
 
 
+@every_store
 def test_a_wrong_line_can_hold_anything(server: Any, engine: Any) -> None:
     changes: list[dict[str, Any]] = [
         {"custom_id": "\ud800"},
@@ -119,11 +122,8 @@ def test_good_files_of_odd_form_are_run(server: Any, engine: Any) -> None:
     assert found == {"request-0", "request-1", "request-2"}
 
 
-@pytest.mark.parametrize("empty_database_url", ["sqlite"], indirect=True)
-def test_more_lines_than_allowed(
-    make_server: Callable[..., Any], make_engine: Callable[..., Any]
-) -> None:
-    server = make_server(max_batch_requests=3)
+def test_more_lines_than_allowed(limited_server: Any, make_engine: Any) -> None:
+    server = limited_server
     engine = make_engine(server)
     assert server.wait(server.create(jsonl(engine.lines(3))).id, "in_progress")
     assert server.errors(jsonl(engine.lines(4))) == [("too_many_requests", None, None)]
@@ -131,6 +131,7 @@ def test_more_lines_than_allowed(
     assert message == "The input file has 4 requests; a batch may have at most 3."
 
 
+@every_store
 def test_a_file_that_is_gone(server: Any, engine: Any) -> None:
     before = server.blobs()
     file = server.upload(jsonl(engine.lines(1)))

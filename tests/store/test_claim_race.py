@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import threading
-import time
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -20,15 +19,59 @@ from trunkline.store.schema import batches, outcomes
 from trunkline.store.states import BatchStatus
 from trunkline.store.work import Work
 
+NOW = 1_000_000
 MODEL = "tiny"
 NUM_WORKERS = 20
 NUM_BATCHES = 200
 NUM_LINES = 4
-LEASE_SECONDS = 0.5
-SECONDS = 120.0
+# In ticks, of which each call of each worker takes one; a batch takes a worker some ten calls.
+LEASE_TICKS = 400
 # Of a worker's times with a batch.
 CRASH_SHARE = 0.15
 STALL_SHARE = 0.1
+
+
+class Clock:
+    """A time that does not depend on the machine: it goes on by what the workers do.
+
+    Whoever sleeps is woken by what the others do meanwhile; when all sleep, the next is woken.
+    """
+
+    def __init__(self, num_workers: int) -> None:
+        self._condition = threading.Condition()
+        self._now = NOW
+        self._num_awake = num_workers
+        self._wake_times: list[int] = []
+
+    def tick(self) -> int:
+        """A later time than any before."""
+        with self._condition:
+            self._go_on_to(self._now + 1)
+            return self._now
+
+    def sleep(self, num_ticks: int) -> None:
+        with self._condition:
+            until = self._now + num_ticks
+            self._wake_times.append(until)
+            self._fall_silent()
+            while self._now < until:
+                self._condition.wait()
+
+    def leave(self) -> None:
+        """A worker has ended."""
+        with self._condition:
+            self._fall_silent()
+
+    def _fall_silent(self) -> None:
+        self._num_awake -= 1
+        if self._num_awake == 0 and self._wake_times:
+            self._go_on_to(min(self._wake_times))
+
+    def _go_on_to(self, now: int) -> None:
+        self._now = now
+        self._num_awake += sum(time <= now for time in self._wake_times)
+        self._wake_times = [time for time in self._wake_times if time > now]
+        self._condition.notify_all()
 
 
 @dataclass
@@ -36,10 +79,10 @@ class Holding:
     """A worker's time with a batch, from its claim to the last that it was allowed to do."""
 
     claim: Claim
-    claimed_at: float  # unix seconds: what the store was told
-    lease_until: float  # likewise
-    returned_at: float  # monotonic: the claim was known then
-    writes: list[float] = field(default_factory=list)  # monotonic: when each one was begun
+    claimed_at: int  # what the store was told
+    lease_until: int  # likewise
+    returned_at: int  # the claim was known then
+    writes: list[int] = field(default_factory=list)  # when each one was begun
     num_committed: int = 0
     has_finished: bool = False
     was_refused: bool = False
@@ -48,26 +91,25 @@ class Holding:
 class Worker:
     """Claims and answers batches until all have ended; now and then it dies, or sleeps too long."""
 
-    def __init__(self, database: Database, store: Any, name: str, seed: int) -> None:
+    def __init__(self, database: Database, store: Any, clock: Clock, number: int) -> None:
         self.holdings: list[Holding] = []
         self._work = Work(database, store.blobs)
         self._database = database
-        self._name = name
-        self._random = random.Random(seed)
+        self._clock = clock
+        self._name = f"worker {number}"
+        self._random = random.Random(number)
         self._num_lives = 0
 
     def run(self) -> None:
-        deadline = time.monotonic() + SECONDS
         while self._any_left():
-            assert time.monotonic() < deadline, f"not done in {SECONDS} s"
-            now = time.time()
+            now = self._clock.tick()
             # Who has died comes back under another name, as a process on another machine would.
             holder = f"{self._name}, life {self._num_lives}"
-            claim = self._work.claim(holder, [MODEL], now, LEASE_SECONDS)
+            claim = self._work.claim(holder, [MODEL], now, LEASE_TICKS)
             if claim is None:
-                time.sleep(self._random.uniform(0.01, 0.05))
+                self._clock.sleep(self._random.randrange(10, 50))
                 continue
-            holding = Holding(claim, now, now + LEASE_SECONDS, time.monotonic())
+            holding = Holding(claim, now, now + LEASE_TICKS, self._clock.tick())
             self.holdings.append(holding)
             try:
                 self._answer(holding)
@@ -90,38 +132,37 @@ class Worker:
                     self._num_lives += 1
                     return
                 if kind < CRASH_SHARE + STALL_SHARE:
-                    time.sleep(LEASE_SECONDS * self._random.uniform(0.8, 2))
+                    self._clock.sleep(int(LEASE_TICKS * self._random.uniform(0.8, 2)))
                 else:
                     self._renew(holding)
             if i < len(lines):
-                begun = time.monotonic()
-                holding.num_committed += self._work.commit(
-                    claim, [Outcome(lines[i], 200, "{}")], int(time.time())
-                )
+                begun = self._clock.tick()
+                outcome = Outcome(lines[i], 200, "{}")
+                holding.num_committed += self._work.commit(claim, [outcome], begun)
                 holding.writes.append(begun)
-        begun = time.monotonic()
-        if self._work.finish(claim, int(time.time())):
+        begun = self._clock.tick()
+        if self._work.finish(claim, begun):
             holding.writes.append(begun)
             holding.has_finished = True
 
     def _renew(self, holding: Holding) -> None:
-        begun, now = time.monotonic(), time.time()
-        held = self._work.heartbeat(self._name, {}, [holding.claim], now, LEASE_SECONDS)
+        now = self._clock.tick()
+        held = self._work.heartbeat(self._name, {}, [holding.claim], now, LEASE_TICKS)
         if holding.claim.batch_id in held:
-            holding.writes.append(begun)
-            holding.lease_until = now + LEASE_SECONDS
+            holding.writes.append(now)
+            holding.lease_until = now + LEASE_TICKS
 
 
 def make_batches(store: Any) -> list[str]:
     """Batches in progress, all on one input file."""
-    file = store.file(b"{}\n" * NUM_LINES, now=int(time.time()))
-    new = NewBatch("/v1/completions", file.id, "24h", int(time.time()) + 86_400, None, None)
+    file = store.file(b"{}\n" * NUM_LINES)
+    new = NewBatch("/v1/completions", file.id, "24h", NOW + 86_400, None, None)
     requests = [NewRequest(i, f"r{i}", 3 * (i - 1), 2) for i in range(1, NUM_LINES + 1)]
     ids = []
     for _ in range(NUM_BATCHES):
-        ids.append(store.batches.create(new, int(time.time())).id)
-        claim = store.closing.claim("server", time.time(), 60)
-        store.closing.accept(claim, requests, MODEL, 0, int(time.time()))
+        ids.append(store.batches.create(new, NOW).id)
+        claim = store.closing.claim("server", NOW, 60)
+        store.closing.accept(claim, requests, MODEL, 0, NOW)
     return ids
 
 
@@ -131,15 +172,18 @@ def holdings(store: Any, database_url: str) -> dict[str, list[Holding]]:
     ids = make_batches(store)
     failures: list[BaseException] = []
     workers: list[Worker] = []
+    clock = Clock(NUM_WORKERS)
 
     def work(number: int) -> None:
         # Connections and locks of its own, as another process has them.
         with closing(Database.open(database_url)) as database:
-            workers.append(worker := Worker(database, store, f"worker {number}", number))
+            workers.append(worker := Worker(database, store, clock, number))
             try:
                 worker.run()
             except BaseException as error:
                 failures.append(error)
+            finally:
+                clock.leave()
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(NUM_WORKERS)]
     for thread in threads:

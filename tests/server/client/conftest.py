@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ import httpx
 import pytest
 from typer.testing import CliRunner, Result
 
+from tests.server.live_server import HANG_SECONDS
 from trunkline.server.client import api, watch
 from trunkline.server.client.commands import app
 
@@ -48,13 +48,15 @@ def _complaint(result: Result) -> str:
 
 
 @contextmanager
-def _working(engine: Any, failing: frozenset[str] = frozenset()) -> Iterator[None]:
-    """Answers the next batch beside the test, half of it a little later than the rest."""
+def _working(
+    engine: Any, failing: frozenset[str] = frozenset(), may_end: threading.Event | None = None
+) -> Iterator[None]:
+    """Answers the next batch beside the test, in two steps; the second when it may end."""
 
     def work() -> None:
         claim = engine.claim()
         engine.answer(claim, limit=2, failing=failing)
-        time.sleep(0.5)
+        assert may_end is None or may_end.wait(HANG_SECONDS)
         engine.complete(claim, failing=failing)
 
     thread = threading.Thread(target=work)
@@ -62,7 +64,7 @@ def _working(engine: Any, failing: frozenset[str] = frozenset()) -> Iterator[Non
     try:
         yield
     finally:
-        thread.join(timeout=30)
+        thread.join(HANG_SECONDS)
 
 
 @pytest.fixture
@@ -104,7 +106,11 @@ class Proxy:
                     return
                 headers = {k: v for k, v in self.headers.items() if k.lower() != "host"}
                 reply = httpx.request(
-                    self.command, upstream + self.path, content=body, headers=headers, timeout=30
+                    self.command,
+                    upstream + self.path,
+                    content=body,
+                    headers=headers,
+                    timeout=HANG_SECONDS,
                 )
                 if spoilt == 0:
                     self.close_connection = True

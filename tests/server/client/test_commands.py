@@ -13,14 +13,15 @@ from typing import Any
 
 import pytest
 
+from tests.server.live_server import HANG_SECONDS
+from tests.server.stores import on_sqlite
 from trunkline.__main__ import COMMANDS
 from trunkline.server.client.commands import app
 from trunkline.server.client.settings import ClientSettings, find_key
 from trunkline.store.projects import ApiKeys, Projects
 
 # What a client sees of a server is the same on every database.
-pytestmark = pytest.mark.parametrize("server", ["sqlite"], indirect=True, scope="session")
-on_sqlite = pytest.mark.parametrize("empty_database_url", ["sqlite"], indirect=True)
+pytestmark = pytest.mark.parametrize("server", ["sqlite"], indirect=True)
 
 
 def test_pause_resume_and_retry(
@@ -159,7 +160,7 @@ def test_an_interrupt_ends_it_quietly(server: Any, engine: Any, batch_file: Path
     first = process.stderr.readline()
     assert first.startswith(f"{batch.id} in_progress 0/5")
     process.send_signal(signal.SIGINT)
-    _, rest = process.communicate(timeout=20)
+    _, rest = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 130
     assert rest.splitlines() == [
         f"trunkline: interrupted; `trunkline status {batch.id} --watch` goes on watching"
@@ -180,7 +181,7 @@ def test_a_reader_that_has_enough_ends_it_quietly(
     process.stdout.close()
     said = process.stderr.read()
     process.stderr.close()
-    assert process.wait(timeout=20) != 0
+    assert process.wait(HANG_SECONDS) != 0
     assert "Traceback" not in said
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 # What a client sees of a server is the same on every database.
-pytestmark = pytest.mark.parametrize("server", ["sqlite"], indirect=True, scope="session")
+pytestmark = pytest.mark.parametrize("server", ["sqlite"], indirect=True)
 
 
 def test_fetch_when_there_is_nothing_yet(

@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from tests.server.live_server import HANG_SECONDS
+from tests.server.stores import on_sqlite
 from trunkline.server.client import api, display, watch
 from trunkline.server.client.replies import Batch, Progress
 
 # What a client sees of a server is the same on every database.
-pytestmark = pytest.mark.parametrize("server", ["sqlite"], indirect=True, scope="session")
-on_sqlite = pytest.mark.parametrize("empty_database_url", ["sqlite"], indirect=True)
+pytestmark = pytest.mark.parametrize("server", ["sqlite"], indirect=True)
 
 
 def test_status_of_all(run: Any, server: Any, engine: Any, batch_file: Path) -> None:
@@ -56,31 +57,6 @@ def test_status_of_one(run: Any, server: Any, engine: Any, batch_file: Path) -> 
     assert found == server.http.get(f"/v1/batches/{batch.id}").json()
 
 
-def test_watch_to_the_end(
-    run: Any, working: Any, server: Any, engine: Any, batch_file: Path
-) -> None:
-    batch = server.create(batch_file.read_bytes())
-    with working(engine):
-        result = run("status", batch.id, "--watch", "--json", url=server.base_url)
-    assert result.exit_code == 0
-    assert json.loads(result.stdout)["status"] == "completed"
-    assert f"{batch.id} completed 5/5" in result.stderr
-
-
-def test_watch_without_events(
-    run: Any, working: Any, proxy: Any, server: Any, engine: Any, batch_file: Path
-) -> None:
-    batch = server.create(batch_file.read_bytes())
-    with (
-        proxy(server, lambda _, path, __: 404 if path.endswith("/events") else None) as between,
-        working(engine),
-    ):
-        result = run("status", batch.id, "--watch", url=between.url)
-        assert between.requests["GET", f"/v1/batches/{batch.id}/events"] == 1
-    assert result.exit_code == 0
-    assert f"{batch.id} completed 5/5" in result.stderr
-
-
 @pytest.fixture
 def is_shown(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """Set when a batch that is watched is first shown."""
@@ -92,6 +68,42 @@ def is_shown(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
 
     monkeypatch.setattr(display.BatchWatch, "update", update_and_tell)
     return event
+
+
+def test_watch_to_the_end(
+    run: Any,
+    working: Any,
+    server: Any,
+    engine: Any,
+    batch_file: Path,
+    is_shown: threading.Event,
+) -> None:
+    batch = server.create(batch_file.read_bytes())
+    with working(engine, may_end=is_shown):
+        result = run("status", batch.id, "--watch", "--json", url=server.base_url)
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["status"] == "completed"
+    assert f"{batch.id} completed 5/5" in result.stderr
+
+
+def test_watch_without_events(
+    run: Any,
+    working: Any,
+    proxy: Any,
+    server: Any,
+    engine: Any,
+    batch_file: Path,
+    is_shown: threading.Event,
+) -> None:
+    batch = server.create(batch_file.read_bytes())
+    with (
+        proxy(server, lambda _, path, __: 404 if path.endswith("/events") else None) as between,
+        working(engine, may_end=is_shown),
+    ):
+        result = run("status", batch.id, "--watch", url=between.url)
+        assert between.requests["GET", f"/v1/batches/{batch.id}/events"] == 1
+    assert result.exit_code == 0
+    assert f"{batch.id} completed 5/5" in result.stderr
 
 
 @on_sqlite
@@ -112,7 +124,7 @@ def test_watch_outlives_a_server(
     claim = engine.claim()
 
     def restart() -> None:
-        assert is_shown.wait(30)
+        assert is_shown.wait(HANG_SECONDS)
         own.kill()
         own.start()
         engine.complete(claim)
@@ -140,7 +152,7 @@ def test_watch_gives_up_on_a_server_that_stays_away(
     batch = own.create(jsonl([{**engine.line("a"), "body": {"model": "tiny", "messages": [1]}}]))
 
     def end() -> None:
-        assert is_shown.wait(30)
+        assert is_shown.wait(HANG_SECONDS)
         own.kill()
 
     thread = threading.Thread(target=end)

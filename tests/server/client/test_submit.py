@@ -14,7 +14,7 @@ from trunkline.server.client import upload
 from trunkline.server.client.errors import WrongUse
 
 # What a client sees of a server is the same on every database.
-pytestmark = pytest.mark.parametrize("server", ["sqlite"], indirect=True, scope="session")
+pytestmark = pytest.mark.parametrize("server", ["sqlite"], indirect=True)
 
 
 def test_submit_prints_the_id(run: Any, server: Any, engine: Any, batch_file: Path) -> None:

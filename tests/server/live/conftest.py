@@ -1,4 +1,4 @@
-"""An engine for live requests: to the store it is like a real one, and it does as it is told."""
+"""An engine for live requests, which does as it is told; and a client that does not wait."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from http.client import HTTPConnection
 from pathlib import Path
 from string import ascii_lowercase
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from tests.support import wait_for
 from trunkline.store.blobs import DiskBlobs
 from trunkline.store.database import Database
 from trunkline.store.live import LiveEvent, LiveRequest, LiveWork
@@ -22,6 +24,8 @@ from trunkline.store.schema import live_events, live_requests
 from trunkline.store.work import Work
 
 HEARTBEAT_SECONDS = 0.2
+# Longer than any server takes an engine for alive without a sign of life.
+SILENT_SECONDS = 3600.0
 
 
 class LiveEngine:
@@ -59,6 +63,11 @@ class LiveEngine:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+
+    def be_missed(self) -> None:
+        """Be silent for so long, after its death, that it is noticed."""
+        assert self._thread is None
+        self.work.heartbeat(self.name, {}, [], time.time() - SILENT_SECONDS, 60)
 
     def stop(self) -> None:
         """End in order."""
@@ -109,6 +118,21 @@ class LiveEngine:
 def error_body() -> dict[str, Any]:
     error = {"message": "too warm", "type": "invalid_request_error", "param": "temperature"}
     return {"error": {**error, "code": "invalid_value"}}
+
+
+def _ask_and_leave(
+    server: Any, path: str, body: dict[str, Any], has_arrived: Callable[[], object]
+) -> None:
+    connection = HTTPConnection("127.0.0.1", server.port)
+    connection.request("POST", path, json.dumps(body))
+    wait_for(has_arrived)
+    connection.close()
+
+
+@pytest.fixture
+def ask_and_leave() -> Any:
+    """Sends a request to a server, and hangs up when it has arrived where it is answered."""
+    return _ask_and_leave
 
 
 @pytest.fixture

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import httpx
 import openai
 import pytest
 import sqlalchemy as sa
 
+from tests.server.live_server import CHAT
+from tests.server.stores import every_store
 from tests.support import wait_for
 from trunkline.store.schema import live_requests
 
-CHAT = "/v1/chat/completions"
-ALIVE_SECONDS = 1.0
 
-
-@pytest.fixture
-def server(make_server: Any) -> Any:
-    return make_server(engine_alive_seconds=ALIVE_SECONDS)
+def watched_client(server: Any, on_response: Any, max_retries: int) -> openai.OpenAI:
+    """The official client; each of its replies is shown to `on_response` first."""
+    return openai.OpenAI(
+        base_url=f"{server.base_url}/v1",
+        api_key="unused",
+        max_retries=max_retries,
+        http_client=httpx.Client(event_hooks={"response": [on_response]}),
+    )
 
 
 def events(text: str) -> list[Any]:
@@ -29,6 +33,7 @@ def events(text: str) -> list[Any]:
     return [json.loads(each.split("data: ")[1]) for each in text.split("\n\n") if "data: " in each]
 
 
+@every_store
 def test_an_engine_that_dies(server: Any, make_live_engine: Any) -> None:
     """Clients with a part of a stream get an error in it, those with nothing a status."""
     engine = make_live_engine(server.database)
@@ -45,6 +50,7 @@ def test_an_engine_that_dies(server: Any, make_live_engine: Any) -> None:
         ]
         wait_for(lambda: len(engine.seen) == 3)
         engine.die()
+        engine.be_missed()
         plain, chat, response = (reply.result() for reply in replies)
     assert plain.status_code == 503
     assert plain.json()["error"]["code"] == "engine_stopped"
@@ -62,10 +68,15 @@ def test_an_engine_that_dies(server: Any, make_live_engine: Any) -> None:
 def test_an_engine_that_dies_before_it_takes_a_request(server: Any, make_live_engine: Any) -> None:
     engine = make_live_engine(server.database)
     engine.die()
-    reply = server.http.post(CHAT, json={"model": engine.model, "stream": True})
+    body = {"model": engine.model}
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(server.http.post, CHAT, json={**body, "stream": True})
+        wait_for(lambda: engine.num_rows() == 1)
+        engine.be_missed()
+        reply = waiting.result()
     assert reply.status_code == 503
     assert reply.json()["error"]["code"] == "engine_stopped"
-    reply = server.http.post(CHAT, json={"model": engine.model})
+    reply = server.http.post(CHAT, json=body)
     assert reply.status_code == 503
     assert reply.json()["error"]["code"] == "engine_unavailable"
 
@@ -80,11 +91,17 @@ def test_the_official_client_asks_again(server: Any, make_live_engine: Any) -> N
         wait_for(lambda: engine.seen)
         engine.die()
         other.start()
+        engine.be_missed()
+
+    def be_impatient(response: httpx.Response) -> None:
+        if response.status_code == 503:
+            assert int(response.headers["retry-after"]) > 0
+            response.headers["retry-after-ms"] = "1"
 
     helper = threading.Thread(target=take_over)
     helper.start()
-    client = server.client.with_options(max_retries=2)
-    made = client.embeddings.with_raw_response.create(model=engine.model, input="x")
+    with watched_client(server, be_impatient, max_retries=2) as client:
+        made = client.embeddings.with_raw_response.create(model=engine.model, input="x")
     helper.join()
     assert made.retries_taken >= 1
     assert made.http_response.json()["asked"]["input"] == "x"
@@ -136,35 +153,46 @@ def test_an_engine_that_stops_in_order(server: Any, make_live_engine: Any) -> No
 
 
 def test_answers_that_take_too_long(make_server: Any, make_live_engine: Any) -> None:
-    server = make_server(live_timeout_seconds=1.0)
+    server = make_server(live_timeout_seconds=0.5)
     engine = make_live_engine(server.database)
     engine.on_request = engine.ignore
-    with pytest.raises(openai.InternalServerError, match="within 1 seconds") as caught:
-        server.client.with_options(max_retries=2).embeddings.create(model=engine.model, input="x")
-    assert caught.value.status_code == 504
+    replies: list[int] = []
+    with (
+        watched_client(server, lambda reply: replies.append(reply.status_code), 2) as client,
+        pytest.raises(openai.InternalServerError, match=r"within 0\.5 seconds") as caught,
+    ):
+        client.embeddings.create(model=engine.model, input="x")
     assert caught.value.code == "timeout"
-    assert len(engine.seen) == 1  # the client did not ask again
-    engine.on_request = lambda request: engine.send(request, 0, {"a": 1})
-    reply = server.http.post(CHAT, json={"model": engine.model, "stream": True})
-    assert events(reply.text)[1]["error"]["code"] == "timeout"
+    assert replies == [504]  # the client did not ask again
     wait_for(lambda: engine.num_rows() == 0)
 
 
-def test_a_server_that_stops_lets_engines_answer(server: Any, make_live_engine: Any) -> None:
+def is_deaf(server: Any) -> bool:
+    """Whether the server takes no new connections."""
+    try:
+        httpx.get(f"{server.base_url}/healthz")
+    except httpx.TransportError as error:
+        return isinstance(error, httpx.ConnectError)
+    return False
+
+
+def test_a_server_that_stops_lets_engines_answer(make_server: Any, make_live_engine: Any) -> None:
+    server = make_server()
     engine = make_live_engine(server.database)
     engine.on_request = engine.ignore
     with ThreadPoolExecutor(2) as pool:
         reply = pool.submit(server.http.post, CHAT, json={"model": engine.model})
         wait_for(lambda: engine.seen)
         stopped = pool.submit(server.stop)
-        time.sleep(0.5)
+        wait_for(lambda: is_deaf(server))
         engine.echo(engine.seen[0])
         assert reply.result().status_code == 200
         assert stopped.result() == 0
     assert engine.num_rows() == 0
 
 
-def test_what_a_killed_server_leaves(server: Any, make_live_engine: Any) -> None:
+def test_what_a_killed_server_leaves(make_server: Any, make_live_engine: Any) -> None:
+    server = make_server()
     engine = make_live_engine(server.database)
     engine.on_request = engine.ignore
     with ThreadPoolExecutor(1) as pool:

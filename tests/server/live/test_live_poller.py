@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import threading
 import time
@@ -15,10 +16,18 @@ import httpx
 import pytest
 from sqlalchemy.exc import OperationalError
 
+from tests.server.live_server import HANG_SECONDS
+from tests.support import wait_for
 from trunkline.server import live_poller, live_reply
 from trunkline.server.app import create_app
 from trunkline.server.errors import ApiError
-from trunkline.server.live_poller import LivePoller, LiveWait
+from trunkline.server.live_poller import (
+    LONGEST_PAUSE_SECONDS,
+    PAUSE_GROWTH,
+    SHORTEST_PAUSE_SECONDS,
+    LivePoller,
+    LiveWait,
+)
 from trunkline.server.settings import ServerSettings
 from trunkline.store.database import Database
 from trunkline.store.live import LiveEvent, LiveRequests, LiveState, LiveWork, NewLiveRequest
@@ -34,16 +43,18 @@ def anyio_backend() -> str:
 
 
 class CountingRequests(LiveRequests):
-    """Counts how often it is asked; fails the first `num_failures` times."""
+    """Counts how often it is asked, and for how many; fails the first `num_failures` times."""
 
     def __init__(self, database: Database) -> None:
         super().__init__(database)
         self.num_polls = 0
+        self.num_looked_for = 0
         self.num_deletions = 0
         self.num_failures = 0
 
     def poll_many(self, after_numbers: Mapping[str, int]) -> dict[str, LiveState]:
         self.num_polls += 1
+        self.num_looked_for += len(after_numbers)
         if self.num_failures:
             self.num_failures -= 1
             raise OperationalError("SELECT", None, Exception("the database is away"))
@@ -85,12 +96,13 @@ async def waiting_on(database: Database) -> AsyncIterator[Waiting]:
 
 @pytest.mark.anyio
 async def test_many_wait_with_few_queries(database: Database) -> None:
+    before = asyncio.all_tasks()
     async with waiting_on(database) as made:
         waits = [made.submit() for _ in range(100)]
         asking = [asyncio.create_task(wait.next()) for wait in waits]
-        await asyncio.sleep(1.0)
-        # Alone, each of them would be looked for more than ten times by now.
-        assert 5 <= made.requests.num_polls <= 60
+        await asyncio.to_thread(wait_for, lambda: made.requests.num_polls >= 10)
+        # Each poll is for nearly all of them.
+        assert made.requests.num_looked_for >= 50 * made.requests.num_polls
         for request in made.engine.claim("engine", [MODEL], time.time(), 100):
             made.engine.answer(request.id, 200, json.dumps(request.id))
         for wait, task in zip(waits, asking, strict=True):
@@ -101,27 +113,43 @@ async def test_many_wait_with_few_queries(database: Database) -> None:
         await made.poller.stop()
         assert made.requests.num_deletions <= 3
         assert made.requests.poll_many({wait.request_id: -1 for wait in waits}) == {}
-        num_polls = made.requests.num_polls
-        await asyncio.sleep(0.3)
-        assert made.requests.num_polls == num_polls
+        assert asyncio.all_tasks() == before, "nobody looks any more"
 
 
 @pytest.mark.anyio
-async def test_a_stream_is_looked_for_often_and_a_quiet_one_rarely(database: Database) -> None:
+async def test_a_stream_is_looked_for_often_and_a_quiet_one_rarely(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    event = LiveEvent("live_1", 0, None, "{}")
+    nothing = LiveState((), None, None, "engine")
+    async with waiting_on(database) as made:
+        wait = made.submit()
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "time", lambda: now)
+            pauses = []
+            for state in (*[nothing] * 15, dataclasses.replace(nothing, events=(event,)), nothing):
+                wait.tell(state)
+                pauses.append(wait.due - now)
+    *quiet, after_news, later = pauses
+    assert quiet[0] == later == pytest.approx(SHORTEST_PAUSE_SECONDS * PAUSE_GROWTH)
+    assert quiet == sorted(quiet)
+    assert quiet[-1] == pytest.approx(LONGEST_PAUSE_SECONDS)
+    assert after_news == pytest.approx(SHORTEST_PAUSE_SECONDS)
+
+
+@pytest.mark.anyio
+async def test_a_stream_goes_on_after_a_pause(database: Database) -> None:
     async with waiting_on(database) as made:
         wait = made.submit()
         (request,) = made.engine.claim("engine", [MODEL], time.time(), 1)
-        assert await wait.next(timeout_seconds=1.5) is None
-        made.engine.append([LiveEvent(request.id, 0, None, "{}")])
-        assert await wait.next() is not None
-        started = time.perf_counter()
-        for number in range(1, 11):
+        assert await wait.next(timeout_seconds=0.2) is None
+        for number in range(5):
             made.engine.append([LiveEvent(request.id, number, None, "{}")])
             state = await wait.next()
             assert state is not None
             assert [event.number for event in state.events] == [number]
-        # With the pause of a quiet one it would take a second.
-        assert time.perf_counter() - started < 0.9
 
 
 @pytest.mark.anyio
@@ -140,7 +168,7 @@ async def test_a_question_that_is_given_up_loses_nothing(database: Database) -> 
         made.engine.answer(request.id, 200, "{}")
         seen = list(task.result().events) if not task.cancelled() else []
         while True:
-            state = await wait.next(timeout_seconds=5)
+            state = await wait.next(timeout_seconds=HANG_SECONDS)
             assert state is not None
             seen += state.events
             if state.status_code is not None:
@@ -159,7 +187,7 @@ async def test_a_database_that_is_away_for_a_moment(
         wait = made.submit()
         (request,) = made.engine.claim("engine", [MODEL], time.time(), 1)
         made.engine.answer(request.id, 200, "{}")
-        state = await wait.next(timeout_seconds=5)
+        state = await wait.next(timeout_seconds=HANG_SECONDS)
         assert state is not None
         assert state.status_code == 200
     assert "live requests cannot be looked for" in caplog.text
@@ -167,7 +195,7 @@ async def test_a_database_that_is_away_for_a_moment(
 
 async def refusal(wait: LiveWait) -> ApiError:
     with pytest.raises(ApiError) as caught:
-        await wait.next(timeout_seconds=10)
+        await wait.next(timeout_seconds=HANG_SECONDS)
     return caught.value
 
 
@@ -216,7 +244,7 @@ async def test_the_last_words_of_an_engine_are_heard(
             return {}
 
         monkeypatch.setattr(made.poller, "_engines_alive", last_words)
-        state = await wait.next(timeout_seconds=5)
+        state = await wait.next(timeout_seconds=HANG_SECONDS)
         assert state is not None
         assert (len(state.events), state.status_code) == (1, 200)
 
@@ -240,24 +268,65 @@ async def test_a_quiet_stream_is_kept_alive(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     app, client = app_and_client
-    monkeypatch.setattr(live_reply, "KEEP_ALIVE_SECONDS", 0.1)
+    monkeypatch.setattr(live_reply, "KEEP_ALIVE_SECONDS", 0.05)
     engine = make_live_engine(app.state.trunkline.database)
+    is_quiet = threading.Semaphore(0)
+    original_next = LiveWait.next
+
+    async def next_and_tell(wait: LiveWait, *arguments: Any) -> LiveState | None:
+        state = await original_next(wait, *arguments)
+        if state is None:
+            is_quiet.release()
+        return state
+
+    monkeypatch.setattr(LiveWait, "next", next_and_tell)
 
     def stream(request: Any) -> None:
         engine.send(request, 0, {"a": 1})
-        time.sleep(0.5)
+        for _ in range(2):
+            assert is_quiet.acquire(timeout=HANG_SECONDS)
         engine.live.answer(request.id, 200, "{}")
 
     engine.on_request = stream
     body = {"model": engine.model, "stream": True}
     text = (await client.post("/v1/completions", json=body)).text
-    assert text.startswith('data: {"a": 1}\n\n: still here\n\n')
+    assert text.startswith('data: {"a": 1}\n\n: still here\n\n: still here\n\n')
     assert text.endswith(": still here\n\ndata: [DONE]\n\n")
 
 
 @pytest.mark.anyio
+async def test_a_stream_that_takes_too_long(
+    app_and_client: tuple[Any, httpx.AsyncClient],
+    make_live_engine: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It ends with an error in it when its client has a part of it already."""
+    app, client = app_and_client
+    engine = make_live_engine(app.state.trunkline.database)
+    waits: list[LiveWait] = []
+    original_wait = LivePoller.wait
+
+    def wait_and_note(*arguments: Any) -> LiveWait:
+        waits.append(original_wait(*arguments))
+        return waits[0]
+
+    monkeypatch.setattr(LivePoller, "wait", wait_and_note)
+    engine.on_request = lambda request: engine.send(request, 0, {"a": 1})
+    body = {"model": engine.model, "stream": True}
+    asking = asyncio.create_task(client.post("/v1/completions", json=body))
+    await asyncio.to_thread(wait_for, lambda: waits and waits[0].after_number == 0)
+    waits[0].expires_at = 0.0
+    first, last, _ = (await asking).text.split("\n\n")
+    assert first == 'data: {"a": 1}'
+    assert json.loads(last.removeprefix("data: "))["error"]["code"] == "timeout"
+    await asyncio.to_thread(wait_for, lambda: engine.num_rows() == 0)
+
+
+@pytest.mark.anyio
 async def test_a_project_may_not_ask_too_often(
-    app_and_client: tuple[Any, httpx.AsyncClient], make_live_engine: Callable[..., Any]
+    app_and_client: tuple[Any, httpx.AsyncClient],
+    make_live_engine: Callable[..., Any],
+    within_a_minute: None,
 ) -> None:
     app, client = app_and_client
     database = app.state.trunkline.database

@@ -9,9 +9,9 @@ from typing import Any
 import openai
 import pytest
 
+from tests.server.live_server import CHAT, HANG_SECONDS
+from tests.server.stores import every_store
 from tests.support import wait_for
-
-CHAT = "/v1/chat/completions"
 
 
 def chat_chunk(text: str | None, finish_reason: str | None = None) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def test_events_come_one_by_one(server: Any, live_engine: Any) -> None:
     def stream(request: Any) -> None:
         for number in range(5):
             live_engine.send(request, number, completion_chunk(str(number)))
-            assert has_seen.acquire(timeout=20)
+            assert has_seen.acquire(timeout=HANG_SECONDS)
         live_engine.live.answer(request.id, 200, "{}")
 
     live_engine.on_request = stream
@@ -88,6 +88,7 @@ def test_events_come_one_by_one(server: Any, live_engine: Any) -> None:
     assert texts == list("01234")
 
 
+@every_store
 def test_the_bytes_of_a_stream(server: Any, live_engine: Any) -> None:
     def stream(request: Any) -> None:
         live_engine.send(request, 1, {"a": 1})
@@ -190,6 +191,7 @@ def test_a_failed_response_says_so_once(server: Any, live_engine: Any) -> None:
     assert event.type == "response.failed"
 
 
+@every_store
 def test_a_client_that_leaves_a_stream(server: Any, live_engine: Any) -> None:
     live_engine.on_request = lambda request: live_engine.send(request, 0, chat_chunk("a"))
     stream = server.client.chat.completions.create(

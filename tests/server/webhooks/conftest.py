@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import pytest
 
+from tests.server.live_server import HANG_SECONDS
 from tests.support import wait_for
 from trunkline.server.settings import ServerSettings
 from trunkline.server.webhooks import delivery
@@ -154,7 +155,11 @@ class Hooks:
         **settings: Any,
     ) -> WebhookSender:
         """A running sender with connections of its own, as another server has them."""
-        values = {"webhook_allow_private_addresses": True, "webhook_timeout_seconds": 5, **settings}
+        values = {
+            "webhook_allow_private_addresses": True,
+            "webhook_timeout_seconds": HANG_SECONDS,
+            **settings,
+        }
         resolved = ServerSettings(**values)
         options = {"tls": tls} if resolve is None else {"resolve": resolve, "tls": tls}
         database = Database.open(self._url)

@@ -7,7 +7,6 @@ import io
 import os
 import random
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -181,6 +180,4 @@ def test_sweeping_keeps_what_is_being_written(blobs: BlobStore) -> None:
 
 
 def test_a_store_that_is_there_is_there(blobs: BlobStore) -> None:
-    started = time.monotonic()
     blobs.check()
-    assert time.monotonic() - started < 5
