@@ -71,7 +71,7 @@ def test_every_operation_in_every_status(
     store: Any, operation: Callable[[Any, Claim], None], subtests: pytest.Subtests
 ) -> None:
     for status in BatchStatus:
-        with subtests.test(status):
+        with subtests.test(status.value):
             check(store, operation, status)
 
 
