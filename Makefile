@@ -6,8 +6,9 @@ BIN    := $(VENV)/bin
 # Without this, running from the checkout would put the top-level folders on the import path.
 export PYTHONSAFEPATH := 1
 
-# One process a core, each with a server and databases of its own; a file's tests stay together.
-PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+# One process a core, each with servers and databases of its own; a file's tests stay together.
+RUN    := $(BIN)/python
+PYTEST  = $(RUN) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-all clients coverage check format bench clean
 
@@ -28,7 +29,7 @@ clients: $(VENV)/.dev
 COVERAGE_OF ?= test-all
 coverage: $(VENV)/.dev
 	$(BIN)/coverage erase
-	$(MAKE) $(COVERAGE_OF) PYTEST="$(BIN)/coverage run -m pytest -n auto --dist loadfile --no-loadscope-reorder"
+	$(MAKE) $(COVERAGE_OF) RUN="$(BIN)/coverage run"
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 

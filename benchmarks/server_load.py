@@ -160,7 +160,7 @@ async def poll(
 
 
 def _written_bytes(server: psutil.Process | None) -> int:
-    """What the server has written since its start, to files and connections."""
+    """Bytes written by the server since its start, to files and connections."""
     return int(server.io_counters().write_chars) if server is not None else 0
 
 

@@ -18,8 +18,7 @@ def available_bytes(root: Path = _ROOT) -> int:
     Args:
         root: holds `proc` and `sys`; another folder for tests.
     """
-    limits = [*_group_limits(root), _meminfo_bytes(root)]
-    return max(min(limit for limit in limits if limit is not None), 0)
+    return max(min([_meminfo_bytes(root), *_bytes_left_by_groups(root)]), 0)
 
 
 def _meminfo_bytes(root: Path) -> int:
@@ -30,8 +29,8 @@ def _meminfo_bytes(root: Path) -> int:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def _group_limits(root: Path) -> list[int | None]:
-    """What each control group of the process leaves, of either version."""
+def _bytes_left_by_groups(root: Path) -> list[int]:
+    """Bytes below the limits of the process's control groups, of either version."""
     found: list[int | None] = []
     for line in _lines(root / "proc/self/cgroup"):
         _, controllers, path = line.split(":", 2)
@@ -46,7 +45,7 @@ def _group_limits(root: Path) -> list[int | None]:
         group = top / path.lstrip("/")
         folders = [group, *group.parents]
         found += [_left(folder, *names) for folder in folders[: folders.index(top) + 1]]
-    return found
+    return [left for left in found if left is not None]
 
 
 def _left(group: Path, limit_name: str, usage_name: str, reclaimable_name: str) -> int | None:

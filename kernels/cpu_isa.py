@@ -1,4 +1,4 @@
-"""Which of this CPU's instructions the kernels use.
+"""The instruction sets of this CPU that the kernels may use.
 
 The environment variable `TRUNKLINE_MAX_CPU_ISA` limits them, so that a machine can take the way of
 one that has less: to compare results, to get around a fault, or to test.
@@ -37,12 +37,12 @@ def max_cpu_isa() -> CpuIsa:
 
 
 def has_avx512_bf16() -> bool:
-    """Whether kernels for AVX512-BF16 run here."""
+    """True where kernels for AVX512-BF16 run."""
     return max_cpu_isa() >= CpuIsa.AVX512_BF16 and torch.cpu._is_avx512_bf16_supported()
 
 
 def multiplies_bfloat16() -> bool:
-    """Whether there are instructions for bfloat16 products."""
-    return has_avx512_bf16() or (
-        max_cpu_isa() >= CpuIsa.AVX512_BF16 and torch.cpu._is_amx_tile_supported()
-    )
+    """True where there are instructions for bfloat16 products."""
+    cpu = torch.cpu
+    has_any = cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported()
+    return max_cpu_isa() >= CpuIsa.AVX512_BF16 and has_any

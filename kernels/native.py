@@ -102,6 +102,11 @@ def _as_c(argument: Argument) -> int | float | None:
     return argument
 
 
+def cache_dir() -> Path:
+    """The folder for all that is made once and kept."""
+    return Path(os.environ.get(CACHE_VARIABLE) or DEFAULT_CACHE).expanduser()
+
+
 def native_for(tensor: Tensor) -> NativeLibrary | None:
     """The kernels, if they take tensors of this device and dtype."""
     if tensor.device.type != "cpu" or tensor.dtype not in SUFFIXES:
@@ -113,7 +118,7 @@ def native_for(tensor: Tensor) -> NativeLibrary | None:
 def library() -> NativeLibrary | None:
     """The compiled kernels, or None where they cannot be had; the reason is logged once."""
     try:
-        return build(Path(os.environ.get(CACHE_VARIABLE) or DEFAULT_CACHE).expanduser() / "kernels")
+        return build(cache_dir() / "kernels")
     except NativeUnavailableError as error:
         logger.warning("CPU kernels in plain PyTorch, which is slower: %s", error)
         return None

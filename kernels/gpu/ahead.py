@@ -121,7 +121,7 @@ def _compile_and_store(name: str, target: str) -> Resources:
 
 
 def compile_all(pairs: Iterable[tuple[Variant, str]]) -> Iterator[Resources]:
-    """What variants take of targets, in the given order; those are compiled that are not kept."""
+    """Resources of each variant on its target, in the given order; compiled unless kept."""
     kept = [(*pair, load(cache_folder(), _digest(*pair))) for pair in pairs]
     missing = [(variant.name, target) for variant, target, found in kept if found is None]
     context = multiprocessing.get_context("spawn")

@@ -1,6 +1,6 @@
-"""What a compiled kernel takes of a device, kept from one run to the next.
+"""The registers and memory that compiled kernels take, kept from one run to the next.
 
-To compile all variants takes minutes. So what was found is kept in the cache folder, a file for
+Compiling all variants takes minutes. Results are kept in the cache folder, a file for
 each variant and target, under a name made of all that it follows from. Files are written beside
 their names and moved there when complete; one that is damaged counts as missing.
 """
@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from trunkline.kernels.gpu.variant import Variant
-from trunkline.kernels.native import CACHE_VARIABLE, DEFAULT_CACHE
+from trunkline.kernels.native import cache_dir
 
 # Of the kernels, their variants, and the constants that they share with others.
 SOURCE_FOLDER = Path(__file__).parents[1]
@@ -23,7 +22,7 @@ SOURCE_FOLDER = Path(__file__).parents[1]
 
 @dataclass(frozen=True)
 class Resources:
-    """What a compiled variant takes."""
+    """Registers and memory of a compiled variant."""
 
     variant: str
     target: str
@@ -34,8 +33,8 @@ class Resources:
 
 
 def cache_folder() -> Path:
-    """Where they are kept."""
-    return Path(os.environ.get(CACHE_VARIABLE) or DEFAULT_CACHE).expanduser() / "gpu-resources"
+    """The folder of the kept files."""
+    return cache_dir() / "gpu-resources"
 
 
 def digest_of(variant: Variant, target: str, compiler: str, sources: Path = SOURCE_FOLDER) -> str:

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests.grids import slow
+
 STORES = ("sqlite", "postgres", "postgres+s3")
 DATABASES = ("sqlite", "postgres")
 
@@ -24,4 +26,4 @@ on_sqlite = pytest.mark.parametrize("empty_database_url", ["sqlite"], indirect=T
 def in_the_full_run(kinds: Iterable[str]) -> list[Any]:
     """Parameters of a fixture: the first in every run, the others in the full one."""
     first, *others = kinds
-    return [first, *(pytest.param(kind, marks=pytest.mark.slow) for kind in others)]
+    return [first, *slow(*others)]
