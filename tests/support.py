@@ -15,8 +15,10 @@ import pytest
 
 T = TypeVar("T")
 
+HANG_SECONDS = 120.0  # only what hangs takes so long, on any machine
 
-def wait_for(condition: Callable[[], T | None], seconds: float = 120) -> T:
+
+def wait_for(condition: Callable[[], T | None], seconds: float = HANG_SECONDS) -> T:
     """The first true value of `condition`."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):

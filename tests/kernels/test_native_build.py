@@ -11,12 +11,10 @@ from threading import Barrier
 
 import pytest
 
-from tests.support import missing
+from tests.support import HANG_SECONDS, missing
 from trunkline.kernels import native
 from trunkline.kernels.cpu_isa import VARIABLE
 from trunkline.kernels.native import NativeUnavailableError
-
-HANG_SECONDS = 120
 
 
 @pytest.fixture(autouse=True)

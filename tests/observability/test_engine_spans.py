@@ -16,7 +16,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from sqlalchemy import insert, select
 
-from tests.support import wait_for
+from tests.support import HANG_SECONDS, wait_for
 from trunkline.engine.admission import Admission, Limits
 from trunkline.engine.core import Engine
 from trunkline.engine.grammar import Grammars
@@ -39,7 +39,6 @@ from trunkline.store.work import Work
 MODEL = "silent"
 EOS = 0
 BATCH_ID = "batch_1"
-HANG_SECONDS = 120.0
 
 
 class LetterTokenizer:

@@ -17,7 +17,7 @@ import openai
 import pytest
 from openai.types import Batch, FileObject
 
-from tests.support import free_port, wait_for
+from tests.support import HANG_SECONDS, free_port, wait_for
 from trunkline.store.blobs import BlobStore, DiskBlobs
 from trunkline.store.database import Database
 from trunkline.store.location import ObjectPlace
@@ -26,8 +26,6 @@ from trunkline.store.object_blobs import ObjectBlobs
 CHAT = "/v1/chat/completions"
 ENDED = ("completed", "failed", "expired", "cancelled")
 SERVED_NAME = "tiny"  # a model that the server expects; no engine serves it
-# Longer than a test may take: whatever is waited for so long hangs.
-HANG_SECONDS = 120.0
 
 
 class LiveServer:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.support import wait_for
+from tests.support import HANG_SECONDS, wait_for
 from trunkline.engine.admission import Admission, Limits
 from trunkline.engine.core import Engine
 from trunkline.engine.grammar import Grammars
@@ -43,8 +43,6 @@ from trunkline.store.work import Work
 
 MODEL = "counting"
 EOS = 0
-# Longer than any test, even on a machine that has other things to do.
-HANG_SECONDS = 120.0
 LONG_SECONDS = 3600.0
 
 
