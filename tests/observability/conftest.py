@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import random
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.id_generator import IdGenerator
 
 from trunkline import logs
 from trunkline.logs import LogFormat, LogLevel
@@ -62,11 +64,28 @@ def log_to(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Log]]:
         logging.getLogger(name).setLevel(level)
 
 
+class OwnRandomIds(IdGenerator):
+    """Ids of spans that leave the module-wide random generator as it is.
+
+    A provider stays for the rest of the process, and threads of later tests start spans too:
+    Hypothesis takes a draw from that generator, by whichever thread, for a fault of the test.
+    """
+
+    def __init__(self) -> None:
+        self._random = random.Random()
+
+    def generate_span_id(self) -> int:
+        return self._random.getrandbits(64) or 1
+
+    def generate_trace_id(self) -> int:
+        return self._random.getrandbits(128) or 1
+
+
 @pytest.fixture(scope="session")
 def recording() -> Iterator[InMemorySpanExporter]:
     """Where this process's spans go; there can be only one such place."""
     exporter = InMemorySpanExporter()
-    provider = TracerProvider()
+    provider = TracerProvider(id_generator=OwnRandomIds())
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     trace.set_tracer_provider(provider)
     yield exporter

@@ -15,6 +15,7 @@ from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis.errors import Unsatisfiable
 from schemathesis.checks import not_a_server_error
+from schemathesis.python.asgi import shutdown_lifespans
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
     response_schema_conformance,
@@ -89,6 +90,7 @@ def api(tmp_path: Path, database_url: str) -> Iterator[Api]:
     # What the others ask for is deleted last.
     operations = tuple(sorted(found, key=lambda each: each.method.upper() == "DELETE"))
     yield Api(operations, known)
+    shutdown_lifespans()  # or the application's jobs go on until the process ends
     app.state.trunkline.database.close()
 
 
