@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from anyio.to_thread import run_sync
 from limits import RateLimitItemPerMinute
 from limits.storage import MemoryStorage
-from limits.strategies import SlidingWindowCounterRateLimiter
+from limits.strategies import MovingWindowRateLimiter
 
 from trunkline.server.errors import ApiError
 from trunkline.store.projects import DEFAULT_PROJECT_ID, KEY_PREFIX, ApiKeys, Projects
@@ -42,7 +42,7 @@ class Access:
         # Until when, monotonic, whom a request with these headers is from.
         self._known: dict[tuple[str | None, ...], tuple[float, ProjectRecord]] = {}
         self._lookups: dict[tuple[str | None, ...], asyncio.Task[ProjectRecord]] = {}
-        self._rates = SlidingWindowCounterRateLimiter(MemoryStorage())
+        self._rates = MovingWindowRateLimiter(MemoryStorage())
 
     async def project(self, headers: Mapping[str, str], now: int) -> ProjectRecord:
         """The project that a request with these headers works in.

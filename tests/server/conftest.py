@@ -10,12 +10,10 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from string import ascii_lowercase
-from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
-from limits.storage import memory
 
 from tests.server.live_server import CHAT, HANG_SECONDS, LiveServer, TwoServers
 from tests.server.stores import DATABASES, STORES, in_the_full_run
@@ -186,13 +184,6 @@ def make_server(database_url: str, tmp_path: Path) -> Iterator[Callable[..., Liv
     yield make
     for each in made:
         each.close()
-
-
-@pytest.fixture
-def within_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No minute ends while rates are counted: requests around its end may be one more."""
-    half_past = 1_000_050.0
-    monkeypatch.setattr(memory, "time", SimpleNamespace(time=lambda: half_past))
 
 
 @contextmanager

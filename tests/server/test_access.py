@@ -17,6 +17,7 @@ import httpx
 import openai
 import pytest
 from fastapi.testclient import TestClient
+from limits.storage import memory
 from typer.testing import CliRunner, Result
 
 from tests.server.live_server import HANG_SECONDS
@@ -154,9 +155,7 @@ def test_what_needs_no_key(installation: Installation) -> None:
             assert client.get(path).status_code == 200
 
 
-def test_the_official_client_understands_the_refusals(
-    installation: Installation, within_a_minute: None
-) -> None:
+def test_the_official_client_understands_the_refusals(installation: Installation) -> None:
     key = installation.key()
     installation.projects.set_limits("team-a", ProjectLimits(max_requests_per_minute=2))
     with installation.client() as transport:
@@ -174,9 +173,7 @@ def test_the_official_client_understands_the_refusals(
     assert 1 <= int(caught.value.response.headers["retry-after"]) <= 60
 
 
-def test_rates_are_counted_for_each_project(
-    installation: Installation, within_a_minute: None
-) -> None:
+def test_rates_are_counted_for_each_project(installation: Installation) -> None:
     first, second = installation.key("a"), installation.key("b")
     installation.projects.set_limits("a", ProjectLimits(max_requests_per_minute=1))
     with installation.client() as client:
@@ -185,6 +182,25 @@ def test_rates_are_counted_for_each_project(
             for key in (first, first, second, second)
         ]
     assert statuses == [200, 429, 200, 200]
+
+
+def test_a_minute_is_any_sixty_seconds(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing starts anew at a minute's end: not one request more passes around it."""
+    now = SimpleNamespace(seconds=0.0)
+    monkeypatch.setattr(memory, "time", SimpleNamespace(time=lambda: now.seconds))
+    key = installation.key("a")
+    installation.projects.set_limits("a", ProjectLimits(max_requests_per_minute=2))
+    minute_end = 1_000_020.0
+    statuses = {}
+    with installation.client() as client:
+        for after in (-31, -1, 1, 28, 30, 31, 58, 60):
+            now.seconds = minute_end + after
+            reply = client.get("/v1/models", headers={"authorization": f"Bearer {key}"})
+            statuses[after] = reply.status_code
+    passed = [after for after, status in statuses.items() if status == 200]
+    assert passed == [-31, -1, 30, 60]
 
 
 @pytest.mark.parametrize(

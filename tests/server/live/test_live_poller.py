@@ -326,7 +326,6 @@ async def test_a_stream_that_takes_too_long(
 async def test_a_project_may_not_ask_too_often(
     app_and_client: tuple[Any, httpx.AsyncClient],
     make_live_engine: Callable[..., Any],
-    within_a_minute: None,
 ) -> None:
     app, client = app_and_client
     database = app.state.trunkline.database
