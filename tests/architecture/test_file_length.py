@@ -13,7 +13,6 @@ LONGER = {
     "tests/engine/test_scheduler.py": "one device that knows what is right, and all that uses it",
     "tests/engine/test_token_masks.py": "what a mask has to do with everything else of a step",
     "tests/kernels/gpu/test_attention.py": "every property of one kernel, on the same cases",
-    "tests/server/test_uploads.py": "every rule of one kind of object, on the same few requests",
 }
 
 
