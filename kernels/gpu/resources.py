@@ -1,8 +1,8 @@
 """The registers and memory that compiled kernels take, kept from one run to the next.
 
-Compiling all variants takes minutes. Results are kept in the cache folder, a file for
-each variant and target, under a name made of all that it follows from. Files are written beside
-their names and moved there when complete; one that is damaged counts as missing.
+Compiling all variants takes minutes. Results are kept in the cache folder, a file for each variant
+and target, under a name made of all that it follows from. Files are written beside their names and
+moved there when complete; one that is damaged counts as missing.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def digest_of(variant: Variant, target: str, compiler: str, sources: Path = SOUR
 
 
 def load(folder: Path, digest: str) -> Resources | None:
-    """What was kept under `digest`; None: nothing, or it is damaged."""
+    """The resources kept under `digest`; None: there are none, or the file is damaged."""
     try:
         checksum, _, text = (folder / f"{digest}.json").read_bytes().partition(b"\n")
     except FileNotFoundError:

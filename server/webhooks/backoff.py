@@ -7,9 +7,6 @@ from dataclasses import dataclass
 
 HOUR_SECONDS = 3600.0
 
-# Its own: who has seeded the module's generator, to get the same numbers again, gets them.
-_generator = random.Random()
-
 
 @dataclass(frozen=True)
 class Backoff:
@@ -29,5 +26,5 @@ class Backoff:
         # The exponent's own limit keeps the power from overflowing.
         pause = min(self.max_seconds, self.first_seconds * 2 ** min(num_attempts - 1, 30))
         # What has failed together is not tried again together.
-        at = now + pause * _generator.uniform(0.5, 1)
+        at = now + pause * random.uniform(0.5, 1)
         return at if at <= event_at + self.give_up_seconds else None

@@ -31,7 +31,7 @@ class Standing:
 
 
 class Brake:
-    """How far processes may go that have `environment`. Each counts from its own beginning."""
+    """Holds processes that have `environment` at a limit. Each counts from its own beginning."""
 
     def __init__(self, folder: Path, counted: str = "STEPS") -> None:
         """There is no limit yet.

@@ -1,4 +1,4 @@
-"""How the tests start an engine where it does not matter what an answer says."""
+"""Options of an engine with the small model, for tests that read no answer."""
 
 from __future__ import annotations
 

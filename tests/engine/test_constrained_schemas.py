@@ -196,7 +196,7 @@ def suite_schemas(grammars: Grammars) -> list[Schema | bool]:
 
 
 def closing_biases(tokenizer: Tokenizer) -> list[tuple[int, float]]:
-    """What ends values that may have any length, as many of the suite's schemas allow.
+    """Biases that end values of any length, which many of the suite's schemas allow.
 
     Quotes that end a text go before brackets, of which a text can be full.
     """

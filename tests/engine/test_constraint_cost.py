@@ -1,4 +1,4 @@
-"""What constraints add to a step, in work that is counted: a time would say more of the machine.
+"""The cost of constraints in a step, as counted work: a time would say more of the machine.
 
 llguidance's threads make the masks of all sequences, in one call a step. What Python does for a
 mask grows neither with the vocabulary nor with the output. That all this goes on while the model

@@ -11,19 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from sqlalchemy import insert, select
 
+from tests.engine.letters import EOS, LetterTokenizer, letter_admission
 from tests.support import HANG_SECONDS, wait_for
-from trunkline.engine.admission import Admission, Limits
 from trunkline.engine.core import Engine
-from trunkline.engine.grammar import Grammars
 from trunkline.engine.loop import Loop, LoopConfig
 from trunkline.engine.plan_summary import PlanSummariser
-from trunkline.engine.pooling import PoolingConfig
-from trunkline.engine.prompt_reading import Pooling
 from trunkline.engine.runner import DoneStep
 from trunkline.engine.scheduler_config import SchedulerConfig
 from trunkline.engine.simulation.hardware import HARDWARE, MODEL_SHAPES
@@ -37,28 +33,7 @@ from trunkline.store.schema import batch_requests, batches, engines, files
 from trunkline.store.work import Work
 
 MODEL = "silent"
-EOS = 0
 BATCH_ID = "batch_1"
-
-
-class LetterTokenizer:
-    """A token for each letter."""
-
-    eos_token_ids = frozenset([EOS])
-    vocab_size = 128
-    chat_template = None
-    vocabulary: Mapping[str, int] = {}
-
-    def encode_many(
-        self, texts: Sequence[str], *, add_special_tokens: bool
-    ) -> list[NDArray[np.int32]]:
-        return [np.array([ord(c) for c in text], np.int32) for text in texts]
-
-    def decode(self, token_ids: Sequence[int]) -> str:
-        return "".join(map(chr, token_ids))
-
-    def token_bytes(self, token_id: int) -> bytes:
-        return bytes([token_id])
 
 
 class SilentRunner:
@@ -139,13 +114,7 @@ class Bench:
             Work(self.database, self._blobs),
             LiveWork(self.database),
             Engine(config, runner, tokenizer),
-            Admission(
-                tokenizer,
-                Limits(200, config.capacity_tokens),
-                Grammars(tokenizer, tokenizer.vocab_size),
-                PoolingConfig(Pooling.LAST, normalizes=True),
-                num_dimensions=4,
-            ),
+            letter_admission(tokenizer, config.capacity_tokens),
             PlanSummariser(config, HARDWARE["cpu"], MODEL_SHAPES["smollm2-135m"]),
             EngineRecord("engine", MODEL, "cpu", "float32", 0, time.time(), 200, {}),
             LoopConfig(lease_seconds=0.5, poll_seconds=0.02, commit_seconds=0.02),

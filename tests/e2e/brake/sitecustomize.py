@@ -30,7 +30,7 @@ class Brake:
         self.num_done = 0
 
     def holds(self, **figures: int) -> bool:
-        """Whether no more may be done now. If so, `figures` are written down."""
+        """True while no more may be done; `figures` are written down then."""
         try:
             order, most = map(int, (self._folder / "limit").read_text().split())
         except FileNotFoundError:

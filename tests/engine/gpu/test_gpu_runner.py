@@ -113,7 +113,7 @@ def make_sequences(
 
 @dataclass(frozen=True)
 class Run:
-    """What a runner gave, and how."""
+    """The results of a runner, and how they came about."""
 
     runner: StepRunner
     sequences: list[Sequence]

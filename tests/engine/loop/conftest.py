@@ -13,16 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
+from tests.engine.letters import EOS, LetterTokenizer, letter_admission
 from tests.support import HANG_SECONDS, wait_for
-from trunkline.engine.admission import Admission, Limits
+from trunkline.engine.admission import Admission
 from trunkline.engine.core import Engine
-from trunkline.engine.grammar import Grammars
 from trunkline.engine.loop import Loop, LoopConfig
 from trunkline.engine.plan_summary import PlanSummariser
-from trunkline.engine.pooling import PoolingConfig
-from trunkline.engine.prompt_reading import Pooling
 from trunkline.engine.request import Line, Refusal, Request
 from trunkline.engine.runner import DoneStep
 from trunkline.engine.scheduler_config import SchedulerConfig
@@ -42,31 +39,7 @@ from trunkline.store.states import BatchStatus
 from trunkline.store.work import Work
 
 MODEL = "counting"
-EOS = 0
 LONG_SECONDS = 3600.0
-
-
-class LetterTokenizer:
-    """A token for each letter."""
-
-    eos_token_ids = frozenset([EOS])
-    vocab_size = 128
-    chat_template = "{{ messages[0].content }}"
-    vocabulary: Mapping[str, int] = {}
-
-    def encode_many(
-        self, texts: Sequence[str], *, add_special_tokens: bool
-    ) -> list[NDArray[np.int32]]:
-        return [np.array([ord(c) for c in text], np.int32) for text in texts]
-
-    def render_chat(self, messages: Any, template_kwargs: Any = None, **_: Any) -> str:
-        return "".join(message["content"] for message in messages)
-
-    def decode(self, token_ids: Sequence[int]) -> str:
-        return "".join(map(chr, token_ids))
-
-    def token_bytes(self, token_id: int) -> bytes:
-        return bytes([token_id])
 
 
 class RuleRunner:
@@ -207,15 +180,7 @@ class Bench:
         self.runner.go(steps=steps, answers=answers)
         runner: Any = self.runner
         self.engine = Engine(config, runner, tokenizer)
-        self.admission = CountedAdmission(
-            Admission(
-                tokenizer,
-                Limits(200, config.capacity_tokens),
-                Grammars(tokenizer, tokenizer.vocab_size),
-                PoolingConfig(Pooling.LAST, normalizes=True),
-                num_dimensions=4,
-            )
-        )
+        self.admission = CountedAdmission(letter_admission(tokenizer, config.capacity_tokens))
         loop = self.running = Loop(
             self.work,
             LiveWork(self._database),
@@ -262,7 +227,7 @@ class Bench:
         self.wait(lambda: bool(self.running._to_drop))
 
     def is_planned(self, batch_id: str) -> bool:
-        """Whether the loop has read the batch; the engine has it before its next step."""
+        """True once the loop has read the batch; the engine has it before its next step."""
         return self.batches.plan(batch_id) is not None
 
     def engine_has_work(self) -> bool:
