@@ -98,7 +98,7 @@ def assemble(config: EngineConfig) -> Assembly:
         )
         num_pages = num_pages_for(model.config, kv_dtype, config.page_size, kv_bytes)
         cache = allocate_kv_cache(model.config, kv_dtype, device, num_pages, config.page_size)
-        runner = _runner(model.decoder, cache, max_batch_tokens, cuda_graphs=config.cuda_graphs)
+        runner = make_runner(model.decoder, cache, max_batch_tokens, config)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     hardware = dataclasses.replace(hardware, memory_bytes=_memory_bytes(cache, model))
@@ -200,12 +200,18 @@ def _free_kv_bytes(
     return int(free * TORCH_KV_SHARE)
 
 
-def _runner(
-    decoder: Decoder, cache: KVCache, max_batch_tokens: int, *, cuda_graphs: bool
+def make_runner(
+    decoder: Decoder, cache: KVCache, max_batch_tokens: int, config: EngineConfig
 ) -> StepRunner:
     """The runner for the decoder's device, ready to run at full speed."""
     if not triton_for(decoder.embedding):
         return Runner(decoder, cache)
-    runner = GpuRunner(decoder, cache, max_batch_tokens=max_batch_tokens, cuda_graphs=cuda_graphs)
+    runner = GpuRunner(
+        decoder,
+        cache,
+        max_batch_tokens=max_batch_tokens,
+        cuda_graphs=config.cuda_graphs,
+        cuda_graph_rows=config.cuda_graph_rows,
+    )
     warm_up(runner)
     return runner

@@ -34,7 +34,14 @@ def measure_device(device: torch.device, dtype: torch.dtype, memory_bytes: float
         memory_bytes=memory_bytes,
         step_seconds=0.0,
         is_measured=True,
+        gpu_bytes=_gpu_bytes(device),
     )
+
+
+def _gpu_bytes(device: torch.device) -> float:
+    if device.type != "cuda":
+        return 0.0
+    return float(torch.cuda.get_device_properties(device).total_memory)
 
 
 def shape_of(config: ModelConfig) -> ModelShape:

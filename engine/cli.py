@@ -34,6 +34,7 @@ MODEL_OPTIONS = (
     "kv_cache_bytes",
     "kv_cache_dtype",
     "max_batch_tokens",
+    "cuda_graph_rows",
     "scheduler",
     "prefix_sharing",
     "order",

@@ -73,13 +73,14 @@ class EngineConfig(BaseSettings):
     kv_cache_dtype: KVCacheDtype = Field(
         KVCacheDtype.AUTO,
         description="Number format of the KV cache; that of the activations, or fp8 (e4m3) on a "
-        "GPU with Triton.",
+        "GPU with Triton. fp8 keys and values are stored with scale 1, whatever the model: rounded "
+        "to the nearest e4m3 number, and as ±448 where they are beyond.",
     )
     max_batch_tokens: int | None = Field(
         None,
         ge=1,
         description="Token budget of a step, and the most sequences at once; unless given, what "
-        "keeps the device's arithmetic busy. Tokens.",
+        "keeps the device's arithmetic busy, at least 8192 on a GPU with 70 GB and more. Tokens.",
     )
     scheduler: Policy = Field(Policy.PLANNED, description="How sequences enter the batch.")
     prefix_sharing: Sharing = Field(
@@ -98,6 +99,12 @@ class EngineConfig(BaseSettings):
     )
     cuda_graphs: bool = Field(
         True, description="Record the launches of a step on a GPU and replay them."
+    )
+    cuda_graph_rows: int = Field(
+        4096,
+        ge=1,
+        description="Steps of up to so many rows are recorded, where steps are; larger ones are "
+        "launched anew. More take longer to record and more of the GPU's memory. Rows.",
     )
     engine_name: str = Field(
         default_factory=lambda: f"engine-{socket.gethostname()}-{os.getpid()}",

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from trunkline.engine.device_page_tables import DevicePageTables
 from trunkline.engine.gpu_inputs import GpuInputs, InputBuilder
-from trunkline.engine.graphs import MOST_ROWS, Graphs
+from trunkline.engine.graphs import MOST_ROWS, Graphs, can_record
 from trunkline.engine.hidden_reading import ReadTensors, read_hidden
 from trunkline.engine.kv_cache import KVCache
 from trunkline.engine.logprobs import LogprobTensors, find_logprobs
@@ -41,7 +41,8 @@ class GpuStep:
     step: int
     slots: NDArray[np.int32]  # [num_sampled]
     tokens: Tensor  # [num_sampled] int64, in the host's memory after `arrived`
-    logprobs: LogprobTensors | None
+    # Of the sampled rows, part by part: how many they are, and what they asked for.
+    logprobs: tuple[tuple[int, LogprobTensors | None], ...]
     reads: ReadTensors | None
     arrived: Mark
 
@@ -52,7 +53,11 @@ class GpuStep:
             step=self.step,
             sequence=self.slots,
             token_ids=self.tokens.numpy().astype(np.int32),
-            logprobs=(None,) * len(self.slots) if self.logprobs is None else self.logprobs.by_row(),
+            logprobs=tuple(
+                of_row
+                for num_rows, found in self.logprobs
+                for of_row in ((None,) * num_rows if found is None else found.by_row())
+            ),
             reads=None if self.reads is None else self.reads.result(),
         )
 
@@ -68,6 +73,7 @@ class GpuRunner:
         max_batch_tokens: int,
         lookahead: int = 1,
         cuda_graphs: bool = True,
+        cuda_graph_rows: int = MOST_ROWS,
     ) -> None:
         """Allocate what steps need on the decoder's device.
 
@@ -77,10 +83,14 @@ class GpuRunner:
             max_batch_tokens: rows of a step at most, and slots.
             lookahead: see `StepRunner`.
             cuda_graphs: record launches; they never are on a CPU.
+            cuda_graph_rows: rows of a step at most whose launches are recorded.
 
         Raises:
-            ValueError: the attention kernel does not take the model's heads or types.
+            ValueError: the attention kernel does not take the model's heads or types, or
+                `cuda_graph_rows` is less than 1 though launches are to be recorded.
         """
+        if cuda_graphs and cuda_graph_rows < 1:
+            raise ValueError(f"cuda_graph_rows is {cuda_graph_rows}; at least 1 is needed")
         self.lookahead = lookahead
         config, device = decoder.config, decoder.device
         self._decoder = decoder
@@ -104,8 +114,8 @@ class GpuRunner:
         }
         # [num_slots] the token that each slot sampled last.
         self._last_tokens = torch.zeros(num_slots, dtype=torch.int64, device=device)
-        most_rows = min(max_batch_tokens, MOST_ROWS)
-        self._graphs = Graphs(most_rows) if cuda_graphs and device.type == "cuda" else None
+        most_rows = min(max_batch_tokens, cuda_graph_rows)
+        self._graphs = Graphs(most_rows) if cuda_graphs and can_record(device) else None
         # Steps of up to so many rows are recorded.
         self.recorded_rows = most_rows if self._graphs is not None else 0
         # What graphs put out: hidden states of all rows.
@@ -121,15 +131,22 @@ class GpuRunner:
         """See `StepRunner.submit`."""
         self._reserve_slots(int(plan.entry_sequence.max()) + 1)
         num_rows = plan.num_rows if self._graphs is None else self._graphs.padded(plan.num_rows)
-        masked_rows = NO_ROWS if masks is None else masks.rows
-        inputs = self._inputs.build(plan, sequences, self._last_tokens, num_rows, masked_rows)
+        inputs = self._inputs.build(
+            plan,
+            sequences,
+            self._last_tokens,
+            num_rows,
+            NO_ROWS if masks is None else masks.rows,
+            # A graph has fixed shapes; which rows are wanted changes from step to step.
+            every_row=num_rows <= self.recorded_rows,
+        )
         spans = self._inputs.spans(plan)
         for work in self._works.values():
             work.load(spans)
         hidden = self._compute_hidden(inputs)
         slots = plan.entry_sequence[plan.entry_samples]
-        tokens, logprobs = self._sample(hidden, inputs, masks) if len(slots) else (None, None)
-        reads = None if plan.reads is None else read_hidden(self._decoder, hidden, plan.reads)
+        tokens, logprobs = self._sample(hidden, inputs, masks)
+        reads = None if inputs.reads is None else read_hidden(self._decoder, hidden, inputs.reads)
         return self._fetch(plan.step, slots, tokens, logprobs, reads)
 
     def run(self, plan: StepPlan, sequences: Mapping[int, Sequence]) -> StepResult:
@@ -137,7 +154,7 @@ class GpuRunner:
         return self.submit(plan, sequences).result()
 
     def _compute_hidden(self, inputs: GpuInputs) -> Tensor:
-        """[num_padded_rows, hidden] what the output layer takes."""
+        """[num_padded_rows or num_wanted, hidden] what the output layer takes."""
         decoder_inputs = DecoderInputs(
             token_ids=inputs.token_ids,
             positions=inputs.positions,
@@ -146,7 +163,7 @@ class GpuRunner:
                 window: ResidentAttention(work, self._tables.tensor)
                 for window, work in self._works.items()
             },
-            wanted_rows=None,
+            wanted_rows=inputs.wanted_rows,
         )
         num_rows = len(inputs.token_ids)
         if self._graphs is None or num_rows > self.recorded_rows:
@@ -162,30 +179,48 @@ class GpuRunner:
 
     def _sample(
         self, hidden: Tensor, inputs: GpuInputs, masks: StepMasks | None
-    ) -> tuple[Tensor, LogprobTensors | None]:
-        """The new tokens, [num_sampled] int64, which stay on the device for the next step too."""
-        logits = self._decoder.logits(hidden.index_select(0, inputs.sampled_rows))
-        # The device computes the logits meanwhile.
-        waited = None if masks is None else masks.wait().to(logits.device, non_blocking=True)
-        tokens = sample(logits, inputs.sampling, waited)
-        self._last_tokens.index_copy_(0, inputs.sampled_slots, tokens)
-        if inputs.logprobs is None:
-            return tokens, None
-        return tokens, find_logprobs(logits, tokens, inputs.logprobs, inputs.logprob_rows)
+    ) -> tuple[list[Tensor], list[tuple[int, LogprobTensors | None]]]:
+        """The new tokens, [num_sampled] int64, which stay on the device for the next step too.
+
+        Returns:
+            (tokens, log-probabilities with the number of their rows) of each part.
+        """
+        tokens: list[Tensor] = []
+        logprobs: list[tuple[int, LogprobTensors | None]] = []
+        waited: Tensor | None = None
+        for part in inputs.sampled:
+            logits = self._decoder.logits(hidden.index_select(0, part.rows))
+            if masks is not None and waited is None:
+                # The device computes the logits meanwhile.
+                waited = masks.wait().to(logits.device, non_blocking=True)
+            has_mask = part.sampling.mask_of_row is not None
+            of_part = waited[part.masks] if waited is not None and has_mask else None
+            new = sample(logits, part.sampling, of_part)
+            self._last_tokens.index_copy_(0, part.slots, new)
+            tokens.append(new)
+            found = None
+            if part.logprobs is not None:
+                found = find_logprobs(logits, new, part.logprobs, part.logprob_rows)
+            logprobs.append((len(new), found))
+            del logits  # those of the next part take the memory
+        return tokens, logprobs
 
     def _fetch(
         self,
         step: int,
         slots: NDArray[np.int32],
-        tokens: Tensor | None,
-        logprobs: LogprobTensors | None,
+        tokens: list[Tensor],
+        logprobs: list[tuple[int, LogprobTensors | None]],
         reads: ReadTensors | None,
     ) -> GpuStep:
         """Begin to copy the results to the host."""
         on_host = torch.empty(0, dtype=torch.int64)
-        if tokens is not None:
-            on_host = tokens.to("cpu", non_blocking=True)
-        fetched = None if logprobs is None else logprobs.to_host()
+        if tokens:
+            all_tokens = tokens[0] if len(tokens) == 1 else torch.cat(tokens)
+            on_host = all_tokens.to("cpu", non_blocking=True)
+        fetched = tuple(
+            (num_rows, None if found is None else found.to_host()) for num_rows, found in logprobs
+        )
         read = None if reads is None else reads.to_host()
         arrived = Mark(self._decoder.device)
         arrived.record()

@@ -13,9 +13,18 @@ from collections.abc import Callable
 import torch
 
 # A step of more rows keeps the device busy for longer than the host takes for the launches.
-MOST_ROWS = 2048
+MOST_ROWS = 4096
+# The thread that makes masks allocates pinned memory at any time. With torch's default mode that is
+# an error while a graph is recorded, in that thread and in the recording; with this one only what
+# the recording thread itself does counts.
+CAPTURE_ERROR_MODE = "thread_local"
 # Rows are padded by at most one part in so many, from 64 rows on.
 PARTS = 8
+
+
+def can_record(device: torch.device) -> bool:
+    """Whether launches on the device can be recorded."""
+    return device.type == "cuda"
 
 
 def padded_sizes(most_rows: int) -> list[int]:
@@ -67,7 +76,7 @@ class Graphs:
         The largest is best recorded first: the memory of its intermediate results serves all.
         """
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode=CAPTURE_ERROR_MODE):
             launch()
         self._graphs[num_rows] = graph
 

@@ -36,21 +36,35 @@ class ReadTensors:
         )
 
 
-def read_hidden(decoder: Decoder, hidden: Tensor, reads: RowReads) -> ReadTensors:
-    """Read what `reads` asks for.
+@dataclass(frozen=True)
+class ReadInputs:
+    """What is read of a step, and its arrays where the hidden states are."""
+
+    reads: RowReads  # its rows are those of the hidden states
+    rows: Tensor  # [num_reads] int64, `reads.row` on the device
+    targets: Tensor  # [num_reads] int64, `reads.target` on the device
+
+    @classmethod
+    def of(cls, reads: RowReads, device: torch.device) -> ReadInputs:
+        """Copy the arrays to the device. On a GPU the host waits for it."""
+        arrays = (torch.from_numpy(array) for array in (reads.row, reads.target))
+        return cls(reads, *(array.to(device) for array in arrays))
+
+
+def read_hidden(decoder: Decoder, hidden: Tensor, inputs: ReadInputs) -> ReadTensors:
+    """Read what `inputs` asks for. Nothing is waited for.
 
     Args:
         decoder: whose output layer is used, for `CHUNK_ROWS` rows at a time.
-        hidden: [num_rows, hidden] what the output layer takes, of all rows of the step.
-        reads: at least one read or pool.
+        hidden: [num_rows, hidden] what the output layer takes.
+        inputs: at least one read or pool.
     """
+    reads, rows, targets = inputs.reads, inputs.rows, inputs.targets
     device = hidden.device
     num_top = min(reads.num_top, decoder.config.vocab_size)
     logprobs = torch.empty(len(reads.row), dtype=torch.float32, device=device)
     top_ids = torch.empty(len(reads.row), num_top, dtype=torch.int64, device=device)
     top_logprobs = torch.empty(len(reads.row), num_top, dtype=torch.float32, device=device)
-    rows = torch.from_numpy(reads.row).to(device)
-    targets = torch.from_numpy(reads.target).to(device)
     for start in range(0, len(reads.row), CHUNK_ROWS):
         chunk = slice(start, start + CHUNK_ROWS)
         logits = decoder.logits(hidden.index_select(0, rows[chunk]))

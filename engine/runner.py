@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from trunkline.engine.batch_inputs import build_inputs
-from trunkline.engine.hidden_reading import read_hidden
+from trunkline.engine.hidden_reading import ReadInputs, read_hidden
 from trunkline.engine.kv_cache import KVCache
 from trunkline.engine.logprobs import WantedLogprobs, find_logprobs
 from trunkline.engine.model.decoder import Decoder
@@ -64,7 +64,9 @@ class Runner:
             NO_ROWS if masks is None else masks.rows,
         )
         hidden = self._decoder.hidden(inputs.decoder, self._cache)
-        reads = None if plan.reads is None else read_hidden(self._decoder, hidden, plan.reads)
+        reads = None
+        if plan.reads is not None:
+            reads = read_hidden(self._decoder, hidden, ReadInputs.of(plan.reads, hidden.device))
         if inputs.sampled_rows is not None:
             hidden = hidden.index_select(0, inputs.sampled_rows)
         logits = self._decoder.logits(hidden)

@@ -8,6 +8,10 @@ BUDGET_PER_BALANCE = 8
 # Below, what a step costs besides its products begins to count.
 MIN_STEP_TOKENS = 512
 MAX_STEP_TOKENS = 16_384
+# A GPU with so much memory has room for the logits and activations of larger steps, in which its
+# products come closer to their rate than in what suffices for their being bound by arithmetic.
+LARGE_GPU_BYTES = 70e9
+LARGE_GPU_STEP_TOKENS = 8192
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,7 @@ class Hardware:
     memory_bytes: float
     step_seconds: float  # what a step costs besides arithmetic and memory traffic
     is_measured: bool  # False: the data sheet's numbers times what a measured device achieves
+    gpu_bytes: float = 0.0  # all of a GPU's own memory, whatever is in it; 0: it is no GPU
 
     @property
     def balance_tokens(self) -> int:
@@ -30,11 +35,13 @@ class Hardware:
     def step_tokens(self) -> int:
         """A good token budget of a step: well into what is bound by arithmetic.
 
-        More would not make a product faster per row, and would make decoding wait for longer. A
-        power of two, so that rates that are measured a little differently give the same steps.
+        More would hardly make a product faster per row, and would make decoding wait for longer. A
+        power of two, so that rates that are measured a little differently give the same steps. At
+        least `LARGE_GPU_STEP_TOKENS` on a GPU with `LARGE_GPU_BYTES` or more.
         """
         tokens = BUDGET_PER_BALANCE * max(self.balance_tokens, 1)
-        return min(max(1 << (tokens - 1).bit_length(), MIN_STEP_TOKENS), MAX_STEP_TOKENS)
+        least = LARGE_GPU_STEP_TOKENS if self.gpu_bytes >= LARGE_GPU_BYTES else MIN_STEP_TOKENS
+        return min(max(1 << (tokens - 1).bit_length(), least), MAX_STEP_TOKENS)
 
 
 @dataclass(frozen=True)
@@ -80,10 +87,10 @@ class ModelShape:
 HARDWARE = {
     hardware.name: hardware
     for hardware in (
-        Hardware("h200", 790e12, 4.3e12, 141e9, 300e-6, is_measured=True),
-        Hardware("h100", 790e12, 3.0e12, 80e9, 300e-6, is_measured=False),
-        Hardware("a100", 250e12, 1.8e12, 80e9, 300e-6, is_measured=False),
-        Hardware("mi300x", 1040e12, 4.8e12, 192e9, 300e-6, is_measured=False),
+        Hardware("h200", 790e12, 4.3e12, 141e9, 300e-6, is_measured=True, gpu_bytes=141e9),
+        Hardware("h100", 790e12, 3.0e12, 80e9, 300e-6, is_measured=False, gpu_bytes=80e9),
+        Hardware("a100", 250e12, 1.8e12, 80e9, 300e-6, is_measured=False, gpu_bytes=80e9),
+        Hardware("mi300x", 1040e12, 4.8e12, 192e9, 300e-6, is_measured=False, gpu_bytes=192e9),
         Hardware("cpu", 0.43e12, 20e9, 16e9, 5e-3, is_measured=False),
     )
 }

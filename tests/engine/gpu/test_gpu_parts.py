@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from transformers import LlamaConfig
 
+from trunkline.engine import gpu_inputs
 from trunkline.engine.device_page_tables import DevicePageTables
 from trunkline.engine.gpu_memory import measure_kv_budget, run_largest_step
 from trunkline.engine.gpu_runner import GpuRunner
-from trunkline.engine.graphs import PARTS, padded_sizes
+from trunkline.engine.graphs import PARTS, Graphs, padded_sizes
 from trunkline.engine.kv_cache import allocate_kv_cache
 from trunkline.engine.model.config import config_from_hf
 from trunkline.engine.model.decoder import Decoder
@@ -26,6 +34,65 @@ def test_rows_are_padded_by_a_small_part(most_rows: int) -> None:
     for num_rows in range(1, most_rows + 1):
         padded = min(size for size in sizes if size >= num_rows)
         assert padded - num_rows < max(PARTS, num_rows / PARTS)
+
+
+@dataclass
+class Capture:
+    """What stands for CUDA while a graph is recorded: refuses pinned memory as CUDA does."""
+
+    mode: str | None = None  # of the capture underway
+    thread: int = 0  # that captures
+    is_invalid: bool = False
+
+    @contextmanager
+    def graph(
+        self, graph: object, pool: object = None, capture_error_mode: str = "global"
+    ) -> Iterator[None]:
+        del graph, pool
+        self.mode, self.thread, self.is_invalid = capture_error_mode, threading.get_ident(), False
+        yield
+        self.mode = None
+        if self.is_invalid:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    def allocate_pinned(self) -> None:
+        is_own = self.thread == threading.get_ident()
+        if self.mode == "global" or (self.mode == "thread_local" and is_own):
+            self.is_invalid = True
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+
+@pytest.fixture
+def capture(monkeypatch: pytest.MonkeyPatch) -> Capture:
+    found = Capture()
+    empty: Callable[..., torch.Tensor] = torch.empty
+
+    def spied_empty(*args: Any, pin_memory: bool = False, **kwargs: Any) -> torch.Tensor:
+        if pin_memory:
+            found.allocate_pinned()
+        return empty(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "empty", spied_empty)
+    monkeypatch.setattr(torch.cuda, "graph", found.graph)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    return found
+
+
+def test_another_thread_may_allocate_pinned_memory_while_a_graph_is_recorded(
+    capture: Capture,
+) -> None:
+    graphs = Graphs(4)
+    with ThreadPoolExecutor(1) as masks:
+
+        def launch() -> None:
+            assert capture.mode == "thread_local"
+            masks.submit(torch.empty, 8, pin_memory=True).result()
+
+        graphs.record(4, launch)
+        assert capture.mode is None
+        with pytest.raises(RuntimeError, match="when stream is capturing"):
+            graphs.record(2, lambda: torch.empty(8, pin_memory=True))
 
 
 def test_staged_arrays_arrive_and_the_first_ones_stay_where_they_are(
@@ -115,6 +182,40 @@ def test_the_largest_step_leaves_the_cache_alone(
     run_largest_step(runner, 5)
     assert not cache.keys[0].float().any()
     assert not cache.values[0].float().any()
+
+
+@pytest.mark.interpreter
+def test_the_largest_step_has_the_logits_of_a_part_at_once(
+    config: LlamaConfig, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if device.type == "cpu":
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(gpu_inputs, "SAMPLED_AT_ONCE", 3)
+    at_once: list[int] = []
+    logits = Decoder.logits
+
+    def spied(self: Decoder, hidden: torch.Tensor) -> torch.Tensor:
+        at_once.append(len(hidden))
+        return logits(self, hidden)
+
+    monkeypatch.setattr(Decoder, "logits", spied)
+    decoder = make_decoder(config, torch.float16, device)
+    cache = allocate_kv_cache(decoder.config, torch.float16, device, 1, 16)
+    run_largest_step(GpuRunner(decoder, cache, max_batch_tokens=8), 8)
+    assert at_once == [3, 3, 2]
+
+
+def test_graphs_of_no_rows_are_refused(config: LlamaConfig, device: torch.device) -> None:
+    decoder = make_decoder(config, torch.float16, device)
+    cache = allocate_kv_cache(decoder.config, torch.float16, device, 4, 16)
+    with pytest.raises(ValueError, match="cuda_graph_rows is 0; at least 1 is needed"):
+        GpuRunner(decoder, cache, max_batch_tokens=5, cuda_graph_rows=0)
+    assert (
+        GpuRunner(
+            decoder, cache, max_batch_tokens=5, cuda_graphs=False, cuda_graph_rows=0
+        ).recorded_rows
+        == 0
+    )
 
 
 def test_heads_that_the_kernel_does_not_take_are_refused(

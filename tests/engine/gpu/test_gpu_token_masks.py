@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
+from trunkline.engine import gpu_inputs
 from trunkline.engine.core import Engine
 from trunkline.engine.gpu_runner import GpuRunner
 from trunkline.engine.grammar import Grammars
@@ -79,9 +80,11 @@ def make_sequences(grammar: str, ends: frozenset[int]) -> list[Sequence]:
     ]
 
 
+@pytest.mark.parametrize("sampled_at_once", [2048, 2])
 def test_the_cpus_tokens_also_under_preemption(
-    byte_folder: Path, device: torch.device, monkeypatch: pytest.MonkeyPatch
+    sampled_at_once: int, byte_folder: Path, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(gpu_inputs, "SAMPLED_AT_ONCE", sampled_at_once)
     tokenizer = Tokenizer(byte_folder)
     grammars = Grammars(tokenizer, LOGITS)
     grammar = grammars.of(Constraint(ConstraintKind.REGEX, PATTERN, "regex"))
