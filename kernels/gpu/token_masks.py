@@ -32,7 +32,8 @@ def apply_token_masks(logits: Tensor, masks: Tensor, mask_of_row: Tensor) -> Ten
     return masked
 
 
-@triton.jit
+# The masks of a part of a step begin at any word.
+@triton.jit(do_not_specialize=["num_words"], do_not_specialize_on_alignment=["masks"])
 def token_masks_kernel(
     logits: tl.tensor,  # [num_rows, vocab_size]
     masks: tl.tensor,  # [num_masks, num_words] int32

@@ -6,13 +6,16 @@ import itertools
 import mmap
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from tests.grids import slow
 from trunkline.kernels import reference, sampling
+from trunkline.kernels.gpu import logit_images, threshold
 from trunkline.kernels.gpu import sampling as triton_sampling
 
 Sampler = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -145,6 +148,94 @@ def test_the_cut_into_blocks_does_not_matter(
     whole = rows.tokens(triton_sampling.sample_rows)
     monkeypatch.setattr(triton_sampling, "BLOCK_SIZE", block_size)
     assert torch.equal(rows.tokens(triton_sampling.sample_rows), whole)
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("kind", LOGITS)
+def test_rows_that_take_more_passes(
+    kind: str, monkeypatch: pytest.MonkeyPatch, device: torch.device
+) -> None:
+    """More tokens than can be copied are where the threshold may be, tokens of one logit too."""
+    monkeypatch.setattr(triton_sampling, "CAPACITY", 4)
+    monkeypatch.setattr(triton_sampling, "BLOCK_SIZE", 64)
+    rows = random_rows(kind, 8, 300, device)
+    # With top-k and top-p, one of them, and the other, beside what chance gives.
+    rows.temperature[:3], rows.top_k[:3] = 1.0, torch.tensor([40, 120, 0], dtype=torch.int32)
+    rows.top_p[:3] = torch.tensor([0.7, 1.0, 0.7])
+    expected = rows.tokens(reference.sample_rows)
+    found = rows.tokens(triton_sampling.sample_rows)
+    assert (found != expected).sum() <= (0 if device.type == "cpu" else 1)
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> Callable[[Rows], float]:
+    """How often the kernel reads each logit of a row that is longer than what it copies."""
+    if device.type != "cpu":
+        pytest.skip("only the interpreter's loads can be counted")
+    load = logit_images.load_logits
+    num_read = 0
+    size = 0
+
+    def counted(logits: Any, token: Any, vocab_size: Any) -> Any:
+        nonlocal num_read
+        if int(np.ravel(vocab_size.handle.data)[0]) == size:
+            num_read += int((token.handle.data < size).sum())
+        return load(logits, token, vocab_size)
+
+    for module in (triton_sampling, threshold):
+        monkeypatch.setattr(module, "load_logits", counted)
+
+    def measure(rows: Rows) -> float:
+        nonlocal num_read, size
+        num_read, size = 0, rows.logits.shape[1]
+        expected = rows.tokens(reference.sample_rows)
+        assert torch.equal(rows.tokens(triton_sampling.sample_rows), expected)
+        return num_read / rows.logits.numel()
+
+    return measure
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_logit_is_read_a_few_times(reads: Callable[[Rows], float], dtype: torch.dtype) -> None:
+    size = 9000
+    normal = torch.randn(1, size, generator=torch.Generator().manual_seed(1))
+    likely = torch.arange(size) % 900 == 7
+    logits = (2 * normal + 8 * likely).to(dtype)
+    # Of the last block, which holds the token, some are read twice.
+    block = triton_sampling.BLOCK_SIZE / size
+    half = [0.5]
+    for most, settings in (
+        (1, {"temperature": 0.0}),
+        (3, {}),
+        (4, {"top_p": 0.9}),
+        (4, {"top_k": 20}),
+        (5, {"top_k": 20, "top_p": 0.9}),
+        (3, {"top_p": 0.01}),
+    ):
+        rows = make_rows(logits, uniform=half, **settings)  # type: ignore[arg-type]
+        assert reads(rows) <= most + block, settings
+
+    # A grammar that allows fewer tokens than top-k, or masks that are numbers.
+    for masked in (-torch.inf, -1e4):
+        few = torch.where(likely, normal, masked).to(dtype)
+        assert reads(make_rows(few, top_k=50, uniform=half)) <= 6 + block
+    # All alike, and evenly spread.
+    assert reads(make_rows(0 * normal, top_p=0.5, uniform=half)) <= 3 + block
+    even = torch.linspace(-9, 9, size).unsqueeze(0)
+    assert reads(make_rows(even, top_k=4500, top_p=0.9, uniform=half)) <= 7 + block
+
+
+@pytest.mark.interpreter
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of the interpreter's arithmetic
+@pytest.mark.parametrize("value", [-torch.inf, torch.inf, torch.nan, -torch.nan])
+def test_rows_without_a_likeliest_token_end(value: float, device: torch.device) -> None:
+    """Whatever comes of them."""
+    logits = torch.full((4, 300), value, device=device)
+    logits[1::2, 7] = 1.0
+    for settings in ({"top_p": 0.5}, {"top_k": 20}, {"top_k": 20, "top_p": 0.5}, {}):
+        found = make_rows(logits, **settings).tokens(triton_sampling.sample_rows)  # type: ignore[arg-type]
+        assert found.shape == (4,)
 
 
 def test_many_candidates(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
