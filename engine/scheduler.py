@@ -45,7 +45,7 @@ from trunkline.engine.residency import NO_LEADER, SharedNodes
 from trunkline.engine.scheduler_config import Policy, SchedulerConfig
 from trunkline.engine.sequence import FinishReason, Sequence
 from trunkline.engine.slots import SlotTable
-from trunkline.engine.step_builder import build_step_plan
+from trunkline.engine.step_builder import build_step_plan, in_attention_order
 from trunkline.engine.step_plan import StepPlan, StepResult
 from trunkline.engine.transfer import transfer_kv
 
@@ -461,9 +461,7 @@ class Scheduler:
         if not len(slots):
             assert self._in_flight, "something can always run"
             return None
-        # Depth-first over the tree, whatever the order of starting: a shared prefix is read once
-        # for neighbours.
-        slots = slots[np.argsort(table.leaf[slots], kind="stable")]
+        slots = in_attention_order(table, slots, lengths[slots])
         taken = lengths[slots]
         plan = build_step_plan(self._num_steps, table, slots, taken, self.config.page_size)
         reads = self._readings.plan(self._agenda, self._chains, table, plan)

@@ -5,13 +5,29 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from trunkline.engine import grouping
 from trunkline.engine.slots import NO_GROUP, SlotTable
 from trunkline.engine.step_plan import AttentionSpans, StepPlan
 
+BoolArray = NDArray[np.bool_]
 Int64Array = NDArray[np.int64]
 
 # A shared prefix that fewer rows of the step attend to is read with their own keys instead.
 MIN_GROUP_ROWS = 2
+
+
+def in_attention_order(table: SlotTable, slots: Int64Array, lengths: Int64Array) -> Int64Array:
+    """`slots` with those that share what attention reads side by side.
+
+    Depth-first over the prefix tree, whatever the order of starting; last those that read their
+    prefix for themselves and would stand between the others.
+
+    Args:
+        slots: [num_entries] in any order.
+        lengths: [num_entries] tokens that the step computes of each.
+    """
+    alone = _reads_alone(table, slots, table.computed[slots], lengths)
+    return slots[np.lexsort((table.leaf[slots], alone))]
 
 
 def build_step_plan(
@@ -20,7 +36,7 @@ def build_step_plan(
     """The plan that computes `lengths[e]` more tokens of each slot.
 
     Args:
-        slots: [num_entries] in attention order (by rank).
+        slots: [num_entries] in attention order, see `in_attention_order`.
         lengths: [num_entries] tokens, at least 1. `table.computed` is where each entry starts.
     """
     start = table.computed[slots]
@@ -65,13 +81,15 @@ def _spans(
 ) -> AttentionSpans:
     """One span for each run of entries below a group's node, and one for each entry's own part.
 
+    An entry that reads its prefix for itself has no part in groups.
+
     Level by level from the root: a group's rows are contiguous because entries are in depth-first
     order, so run-length encoding the level's column finds them. An entry whose chunk begins before
     the node's end is computing the node and is not of the group. Deeper groups have fewer rows, so
     the levels an entry takes part in are always the first few.
     """
     own_start = np.zeros(len(slots), np.int64)
-    in_groups = np.ones(len(slots), np.bool_)
+    in_groups = ~_reads_alone(table, slots, start, row_end - row_start)
     columns: list[tuple[Int64Array, Int64Array, Int64Array, Int64Array, Int64Array]] = []
     for level in range(table.group.shape[1]):
         node = table.group[slots, level]
@@ -101,3 +119,27 @@ def _spans(
         kv_end=merged[4],
         causal=np.arange(len(merged[0])) >= num_group_spans,
     )
+
+
+def _reads_alone(
+    table: SlotTable, slots: Int64Array, start: Int64Array, lengths: Int64Array
+) -> BoolArray:
+    """Whether each entry better reads its shared prefix for itself, [num_entries].
+
+    Rows of one tile share a read. An entry whose rows fill tiles of their own reads its prefix as
+    often alone as in a group, and alone its rows have no partial results to merge. What it loses is
+    the part of a read that its last tile's free rows could have shared with others.
+    """
+    shared = np.zeros(len(slots), np.int64)  # keys of the entry's groups
+    merges = np.zeros(len(slots), np.int64)  # partial results of each of its rows, beside its own
+    in_groups = np.ones(len(slots), np.bool_)
+    for level in range(table.group.shape[1]):
+        node_end = table.group_end[slots, level]
+        in_groups &= (table.group[slots, level] != NO_GROUP) & (node_end <= start)
+        if not in_groups.any():
+            break
+        shared = np.where(in_groups, node_end, shared)
+        merges += in_groups
+    free_share = (-lengths % grouping.TILE_ROWS) / grouping.TILE_ROWS
+    alone: BoolArray = free_share * shared < grouping.MERGE_COST_KEYS * merges * lengths
+    return alone

@@ -3,7 +3,7 @@
 A step computes *entries*. An entry is a run of consecutive tokens of one sequence: a chunk of its
 prompt, or one decode token. Entries are in attention order: depth-first over the prefix tree, so
 that all entries below a node are neighbours and a shared prefix is read once for one contiguous
-range of rows.
+range of rows. Chunks of so many rows that they gain nothing by that come last, each for itself.
 
     rows (query tokens)   0 ....... 5 6 7 8 ......... 14
     entries               [ chunk   ][d][d][ chunk       ]     d = decode, one token
