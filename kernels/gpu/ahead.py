@@ -26,6 +26,8 @@ from triton._C.libtriton import get_cache_invalidating_env_vars
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 
+from trunkline.kernels.gpu.attention import attention_kernel
+from trunkline.kernels.gpu.pipeline import read_pipelines
 from trunkline.kernels.gpu.resources import Resources, cache_folder, digest_of, load, store
 from trunkline.kernels.gpu.variant import Variant
 from trunkline.kernels.gpu.variants import all_variants
@@ -73,6 +75,9 @@ def compile_variant(variant: Variant, target: str) -> Resources:
         spilled_bytes=spilled_bytes,
         shared_bytes=compiled.metadata.shared,
         uses_wgmma=is_cuda and "wgmma.mma_async" in compiled.asm["ptx"],
+        pipelines=(
+            read_pipelines(compiled.asm["ttgir"]) if variant.kernel is attention_kernel else ()
+        ),
     )
 
 

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from trunkline.kernels.gpu.device_work import DeviceWork
 from trunkline.kernels.gpu.merge import merge_partials
-from trunkline.kernels.gpu.tuning import FP8, Tuning
+from trunkline.kernels.gpu.tuning import FP8, Launch
 
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 # Behind every position.
@@ -73,36 +73,46 @@ def paged_attention(
     """
     work.check(query, key_cache)
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-    tuning = work.tuning
-    if key_cache.dtype == FP8 and tuning.reads_fp8_as_bits:
+    if key_cache.dtype == FP8 and work.tuning.reads_fp8_as_bits:
         key_cache, value_cache = key_cache.view(torch.uint8), value_cache.view(torch.uint8)
         key_scale, value_scale = key_scale * FP8_BITS_SCALE, value_scale * FP8_BITS_SCALE
     num_kv_heads, head_dim = key_cache.shape[2:]
-    attention_kernel[(work.num_programs,)](
-        query,
-        key_cache,
-        value_cache,
-        out,
-        work.partial_out,
-        work.partial_lse,
-        work.lists,
-        page_tables,
-        scale * key_scale,
-        0.0 if soft_cap is None else soft_cap,
-        value_scale,
-        query.stride(0),
-        query.stride(1),
-        key_cache.stride(0),
-        key_cache.stride(1),
-        key_cache.stride(2),
-        page_tables.stride(0),
-        num_kv_heads,
-        work.window_positions,
-        **constexprs(tuning, key_cache.shape[1], head_dim, soft_cap is not None),
-        num_warps=tuning.num_warps,
-        num_stages=tuning.num_stages,
-        enable_fp_fusion=True,
-    )
+
+    def launch(shape: Launch) -> None:
+        attention_kernel[(work.num_processors * shape.programs_per_processor,)](
+            query,
+            key_cache,
+            value_cache,
+            out,
+            work.partial_out,
+            work.partial_lse,
+            work.lists,
+            page_tables,
+            scale * key_scale,
+            0.0 if soft_cap is None else soft_cap,
+            value_scale,
+            query.stride(0),
+            query.stride(1),
+            key_cache.stride(0),
+            key_cache.stride(1),
+            key_cache.stride(2),
+            page_tables.stride(0),
+            num_kv_heads,
+            work.window_positions,
+            **constexprs(
+                shape, work.tuning.precision, key_cache.shape[1], head_dim, soft_cap is not None
+            ),
+            num_warps=shape.num_warps,
+            num_stages=shape.num_stages,
+            enable_fp_fusion=True,
+        )
+
+    large, *small = work.tuning.launches
+    with work.beside() as side:
+        launch(large)
+        for shape in small:
+            with side():
+                launch(shape)
     merge_partials(out, work)
     return out
 
@@ -134,16 +144,17 @@ def attention_kernel(
     padded_dim: tl.constexpr,
     has_soft_cap: tl.constexpr,
     precision: tl.constexpr,
+    first_kind: tl.constexpr,
     kind_lines: tl.constexpr,
     kind_keys: tl.constexpr,
 ) -> None:
     """Each program's share of the items, for each KV head."""
     program, num_programs = tl.program_id(0), tl.num_programs(0)
-    kind_start = 0
+    kind_start = 0 if first_kind == 0 else tl.load(lists + 5 + first_kind) * num_kv_heads
     # A loop for each kind, the large tiles' first: what the compiler moves out of a loop over all
     # kinds would not fit the registers.
     for kind in tl.static_range(len(kind_lines)):
-        kind_end = tl.load(lists + 6 + kind) * num_kv_heads
+        kind_end = tl.load(lists + 6 + first_kind + kind) * num_kv_heads
         for turn in range(kind_start // num_programs, tl.cdiv(kind_end, num_programs)):
             place = tl.where(turn % 2 == 1, num_programs - 1 - program, program)
             tile = turn * num_programs + place
@@ -250,17 +261,25 @@ def _attend(
     outputs = tl.zeros([num_lines, padded_dim], tl.float32)
     maximum = tl.full([num_lines], NO_MAXIMUM, tl.float32)
     total = tl.zeros([num_lines], tl.float32)
+    key = start + inner_start * block_keys + tl.arange(0, block_keys)
+    page = tl.load(table + key // page_size, mask=key < kv_end, other=0)
     for block in range(inner_start, inner_end):
+        # Known one block ahead: keys and values can be asked for without waiting for it.
+        key = start + (block + 1) * block_keys + tl.arange(0, block_keys)
+        next_page = tl.load(table + key // page_size, mask=key < kv_end, other=0)
         outputs, maximum, total = _attend_block(
-            outputs, maximum, total, queries, key_cache + cache_at, value_cache + cache_at, table,
+            outputs, maximum, total, queries, key_cache + cache_at, value_cache + cache_at, page,
             start + block * block_keys, kv_end, last, position - window, factor, soft_cap,
             page_stride, slot_stride, page_size, head_dim, padded_dim, has_soft_cap, precision,
             block_keys, False,
         )  # fmt: skip
+        page = next_page
     for edge in tl.range(inner_start + num_blocks - inner_end, num_stages=1):
         block = tl.where(edge < inner_start, edge, edge + inner_end - inner_start)
+        key = start + block * block_keys + tl.arange(0, block_keys)
+        page = tl.load(table + key // page_size, mask=key < kv_end, other=0)
         outputs, maximum, total = _attend_block(
-            outputs, maximum, total, queries, key_cache + cache_at, value_cache + cache_at, table,
+            outputs, maximum, total, queries, key_cache + cache_at, value_cache + cache_at, page,
             start + block * block_keys, kv_end, last, position - window, factor, soft_cap,
             page_stride, slot_stride, page_size, head_dim, padded_dim, has_soft_cap, precision,
             block_keys, True,
@@ -294,7 +313,7 @@ def _attend_block(
     queries: tl.tensor,  # [num_lines, padded_dim]
     keys: tl.tensor,  # the head's first key in the cache
     values: tl.tensor,
-    table: tl.tensor,  # [max_pages]
+    page: tl.tensor,  # [block_keys] of each key
     start: tl.tensor,
     kv_end: tl.tensor,
     last: tl.tensor,  # [num_lines] position of a line's last visible key
@@ -314,10 +333,6 @@ def _attend_block(
     """The lines over the keys from position `start` on."""
     key = start + tl.arange(0, block_keys)
     dim = tl.arange(0, padded_dim)
-    if is_edge:
-        page = tl.load(table + key // page_size, mask=key < kv_end, other=0)
-    else:
-        page = tl.load(table + key // page_size)
     at = page.to(tl.int64) * page_stride + (key % page_size) * slot_stride
     at = at[:, None] + dim[None, :]
     # What lies behind the end of a span may be anything, and 0 * NaN is NaN.
@@ -366,7 +381,7 @@ def _widen(block: tl.tensor, dtype: tl.constexpr) -> tl.tensor:
 
 
 def constexprs(
-    tuning: Tuning, page_size: int, head_dim: int, has_soft_cap: bool
+    launch: Launch, precision: str, page_size: int, head_dim: int, has_soft_cap: bool
 ) -> dict[str, object]:
     """What the kernel is compiled for."""
     return {
@@ -375,7 +390,8 @@ def constexprs(
         # At least 16: what the matrix units take.
         "padded_dim": max(triton.next_power_of_2(head_dim), 16),
         "has_soft_cap": has_soft_cap,
-        "precision": tuning.precision,
-        "kind_lines": tuning.kind_lines,
-        "kind_keys": tuning.kind_keys,
+        "precision": precision,
+        "first_kind": launch.first_kind,
+        "kind_lines": launch.kind_lines,
+        "kind_keys": launch.kind_keys,
     }

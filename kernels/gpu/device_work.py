@@ -17,7 +17,11 @@ launches that were captured in a graph find the next step's work where they foun
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
@@ -55,6 +59,7 @@ class DeviceWork:
         kv_dtype: torch.dtype | None = None,
         max_items: int | None = None,
         max_partials: int | None = None,
+        tuning: Tuning | None = None,
     ) -> None:
         """Allocate the buffers.
 
@@ -71,6 +76,7 @@ class DeviceWork:
             kv_dtype: of the KV cache; None: the queries'.
             max_items: items that the buffers are made for; None: a guess from `max_rows`.
             max_partials: likewise, partial results of rows.
+            tuning: how the kernel is compiled and launched; None: what the tuning table says.
 
         Raises:
             ValueError: there is no kernel for such heads or types.
@@ -82,7 +88,7 @@ class DeviceWork:
         self.window = window
         self.dtype = dtype
         self.kv_dtype = dtype if kv_dtype is None else kv_dtype
-        self.tuning: Tuning = find_tuning(architecture(device), head_dim, dtype, self.kv_dtype)
+        self.tuning = tuning or find_tuning(architecture(device), head_dim, dtype, self.kv_dtype)
         most_lines = self.tuning.kind_lines[0]
         if num_heads % num_kv_heads or num_heads > most_lines * num_kv_heads:
             raise ValueError(
@@ -90,7 +96,10 @@ class DeviceWork:
                 f"1 to {most_lines} query heads for each KV head"
             )
         self.num_processors = num_processors(device)
-        self.num_programs = self.num_processors * self.tuning.programs_per_processor
+        # Programs that the items are cut for: those of the launch that has the most.
+        self.num_programs = self.num_processors * max(
+            launch.programs_per_processor for launch in self.tuning.launches
+        )
         ratio = num_heads // num_kv_heads
         self._tiling = Tiling(
             kind_rows=tuple(lines // ratio for lines in self.tuning.kind_lines),
@@ -105,6 +114,9 @@ class DeviceWork:
             max_items = 2 * max_rows + ITEMS_PER_WORKER * self.num_programs
         if max_partials is None:
             max_partials = 2 * max_rows
+        has_side = self.tuning.small is not None and device.type == "cuda"
+        # Has no annotations in torch.
+        self._side = torch.cuda.Stream(device) if has_side else None  # type: ignore[no-untyped-call]
         # Counts how often a buffer has moved: launches captured before that must not be replayed.
         self.generation = 0
         self._turn = 0
@@ -151,6 +163,21 @@ class DeviceWork:
             target[start:end] = section
         staging.send(self.lists, size)
         self._turn = 1 - self._turn
+
+    @contextlib.contextmanager
+    def beside(self) -> Iterator[Callable[[], AbstractContextManager[object]]]:
+        """Where two launches may run at the same time: those under what it gives, and the others.
+
+        What follows waits for both, also in a graph that is being captured. On a device without
+        streams they run one after the other.
+        """
+        if self._side is None:
+            yield contextlib.nullcontext
+            return
+        main = torch.cuda.current_stream(self.device)
+        self._side.wait_stream(main)
+        yield functools.partial(torch.cuda.stream, self._side)
+        main.wait_stream(self._side)
 
     def check(self, query: Tensor, key_cache: Tensor) -> None:
         """See that the tensors are of the kind that the work was made for.

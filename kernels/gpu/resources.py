@@ -13,6 +13,7 @@ import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from trunkline.kernels.gpu.pipeline import Pipeline
 from trunkline.kernels.gpu.variant import Variant
 from trunkline.kernels.native import cache_dir
 
@@ -22,7 +23,7 @@ SOURCE_FOLDER = Path(__file__).parents[1]
 
 @dataclass(frozen=True)
 class Resources:
-    """Registers and memory of a compiled variant."""
+    """Registers, memory and pipelines of a compiled variant."""
 
     variant: str
     target: str
@@ -30,6 +31,7 @@ class Resources:
     spilled_bytes: int  # of a thread's registers, in memory
     shared_bytes: int  # of a program
     uses_wgmma: bool  # Hopper's matrix instructions
+    pipelines: tuple[Pipeline, ...] = ()  # of the attention's kinds of tile, the largest first
 
 
 def cache_folder() -> Path:
@@ -68,7 +70,9 @@ def load(folder: Path, digest: str) -> Resources | None:
         return None
     if checksum != _checksum(text):
         return None
-    return Resources(**json.loads(text))
+    found = json.loads(text)
+    pipelines = tuple(Pipeline(**pipeline) for pipeline in found.pop("pipelines"))
+    return Resources(**found, pipelines=pipelines)
 
 
 def store(folder: Path, digest: str, resources: Resources) -> None:

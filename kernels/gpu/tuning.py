@@ -1,18 +1,45 @@
 """The one table of tile shapes: for each class of device, head size and types.
 
 Heads of a size between two rows take the larger. A row that is marked a guess has the largest tiles
-and the most stages that were found to compile without spilling registers; it was never timed.
+that were found to compile without spilling registers and with two or three blocks of keys and
+values under way while one is computed; it was never timed. `pipeline` says how that is read off.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 FP8 = torch.float8_e4m3fn
 HEAD_SIZES = (64, 128, 256)
+
+
+@dataclass(frozen=True)
+class SmallLaunch:
+    """How the smallest tiles are compiled and launched apart from the others.
+
+    They wait for memory, and several programs of few registers on a multiprocessor wait for more of
+    it at a time than the one program that the large tiles leave room for.
+    """
+
+    keys: int  # of a block
+    num_warps: int
+    num_stages: int
+    programs_per_processor: int
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch of the attention kernel, for some kinds of tile that follow one another."""
+
+    first_kind: int
+    kind_lines: tuple[int, ...]
+    kind_keys: tuple[int, ...]
+    num_warps: int
+    num_stages: int
+    programs_per_processor: int
 
 
 @dataclass(frozen=True)
@@ -27,6 +54,21 @@ class Tuning:
     source: str  # "measured" or "guess"
     precision: str = "ieee"  # of products of float32
     reads_fp8_as_bits: bool = False  # the device has no conversion from e4m3
+    small: SmallLaunch | None = None  # of the last kind; None: one launch does all kinds
+
+    @property
+    def launches(self) -> tuple[Launch, ...]:
+        """The launches that do all kinds together, the large tiles' first."""
+        lines, keys = self.kind_lines, self.kind_keys
+        shape = (self.num_warps, self.num_stages, self.programs_per_processor)
+        if self.small is None:
+            return (Launch(0, lines, keys, *shape),)
+        last, small = len(lines) - 1, self.small
+        small_shape = (small.num_warps, small.num_stages, small.programs_per_processor)
+        return (
+            Launch(0, lines[:last], keys[:last], *shape),
+            Launch(last, lines[last:], (small.keys,), *small_shape),
+        )
 
     @property
     def kind_key_cost(self) -> tuple[float, ...]:
@@ -64,24 +106,24 @@ def _guess(
 _TF32 = "tf32x3"
 
 _ROWS: dict[TuningKey, Tuning] = {
-    TuningKey("sm_80", 64, 2, False): _guess((128, 64, 16), (64, 64, 64), 3),
-    TuningKey("sm_80", 64, 2, True): _guess((128, 64, 16), (64, 64, 64), 3, as_bits=True),
+    TuningKey("sm_80", 64, 2, False): _guess((128, 64, 16), (64, 64, 64), 4),
+    TuningKey("sm_80", 64, 2, True): _guess((128, 64, 16), (64, 64, 64), 4, as_bits=True),
     TuningKey("sm_80", 64, 4, False): _guess((32, 16), (32, 32), 3, precision=_TF32),
-    TuningKey("sm_80", 128, 2, False): _guess((128, 64, 16), (64, 64, 64), 2),
-    TuningKey("sm_80", 128, 2, True): _guess((128, 64, 16), (32, 64, 64), 3, as_bits=True),
-    TuningKey("sm_80", 128, 4, False): _guess((32, 16), (32, 32), 3, precision=_TF32),
-    TuningKey("sm_80", 256, 2, False): _guess((64, 16), (64, 64), 1),
-    TuningKey("sm_80", 256, 2, True): _guess((64, 16), (64, 64), 3, as_bits=True),
+    TuningKey("sm_80", 128, 2, False): _guess((128, 64, 16), (32, 64, 64), 3),
+    TuningKey("sm_80", 128, 2, True): _guess((128, 64, 16), (64, 64, 64), 4, as_bits=True),
+    TuningKey("sm_80", 128, 4, False): _guess((32, 16), (16, 16), 3, precision=_TF32),
+    TuningKey("sm_80", 256, 2, False): _guess((64, 16), (16, 32), 3),
+    TuningKey("sm_80", 256, 2, True): _guess((64, 16), (32, 32), 3, as_bits=True),
     TuningKey("sm_80", 256, 4, False): _guess((16,), (16,), 3, precision=_TF32),
-    TuningKey("sm_90", 64, 2, False): _guess((128, 64, 16), (64, 64, 64), 3),
-    TuningKey("sm_90", 64, 2, True): _guess((128, 64, 16), (64, 64, 64), 3),
-    TuningKey("sm_90", 64, 4, False): _guess((64, 16), (32, 32), 1, precision=_TF32),
-    TuningKey("sm_90", 128, 2, False): _guess((128, 64, 16), (64, 64, 64), 3),
-    TuningKey("sm_90", 128, 2, True): _guess((128, 64, 16), (64, 64, 64), 3),
-    TuningKey("sm_90", 128, 4, False): _guess((32, 16), (32, 32), 2, precision=_TF32),
+    TuningKey("sm_90", 64, 2, False): _guess((128, 64, 16), (64, 64, 64), 4),
+    TuningKey("sm_90", 64, 2, True): _guess((128, 64, 16), (64, 64, 64), 4),
+    TuningKey("sm_90", 64, 4, False): _guess((32, 16), (32, 32), 3, precision=_TF32),
+    TuningKey("sm_90", 128, 2, False): _guess((128, 64, 16), (64, 64, 64), 4),
+    TuningKey("sm_90", 128, 2, True): _guess((128, 64, 16), (64, 32, 64), 4),
+    TuningKey("sm_90", 128, 4, False): _guess((32, 16), (32, 32), 3, precision=_TF32),
     TuningKey("sm_90", 256, 2, False): _guess((128, 16), (32, 64), 3),
-    TuningKey("sm_90", 256, 2, True): _guess((128, 16), (32, 64), 2),
-    TuningKey("sm_90", 256, 4, False): _guess((16,), (16,), 1, precision=_TF32),
+    TuningKey("sm_90", 256, 2, True): _guess((128, 16), (32, 64), 4),
+    TuningKey("sm_90", 256, 4, False): _guess((16,), (16,), 3, precision=_TF32),
     TuningKey("gfx942", 64, 2, False): _guess((128, 64, 16), (64, 64, 64), 2, num_warps=4),
     TuningKey("gfx942", 64, 2, True): _guess((128, 64, 16), (64, 64, 64), 2, num_warps=4),
     TuningKey("gfx942", 64, 4, False): _guess((64, 16), (32, 32), 2, num_warps=4),
@@ -93,9 +135,32 @@ _ROWS: dict[TuningKey, Tuning] = {
     TuningKey("gfx942", 256, 4, False): _guess((16,), (16,), 2, num_warps=4),
 }
 
+# For rows whose smallest tiles may have a launch of their own, of as many programs as their
+# registers and shared memory leave room for. Nobody has measured whether they should: a row that it
+# is found to be faster for gets it as its own.
+_SMALL_LAUNCHES: dict[TuningKey, SmallLaunch] = {
+    TuningKey("sm_80", 64, 2, False): SmallLaunch(32, 4, 4, 3),
+    TuningKey("sm_80", 64, 2, True): SmallLaunch(32, 4, 4, 4),
+    TuningKey("sm_80", 128, 2, False): SmallLaunch(32, 4, 3, 2),
+    TuningKey("sm_80", 128, 2, True): SmallLaunch(32, 4, 4, 3),
+    TuningKey("sm_90", 64, 2, False): SmallLaunch(32, 4, 4, 4),
+    TuningKey("sm_90", 64, 2, True): SmallLaunch(32, 4, 4, 4),
+    TuningKey("sm_90", 128, 2, False): SmallLaunch(32, 4, 4, 3),
+    TuningKey("sm_90", 128, 2, True): SmallLaunch(32, 4, 4, 3),
+    TuningKey("gfx942", 64, 2, False): SmallLaunch(32, 4, 2, 4),
+    TuningKey("gfx942", 64, 2, True): SmallLaunch(32, 4, 2, 4),
+    TuningKey("gfx942", 128, 2, False): SmallLaunch(32, 4, 2, 3),
+    TuningKey("gfx942", 128, 2, True): SmallLaunch(32, 4, 2, 3),
+}
+
 
 def find_tuning(
-    architecture: str, head_dim: int, dtype: torch.dtype, kv_dtype: torch.dtype
+    architecture: str,
+    head_dim: int,
+    dtype: torch.dtype,
+    kv_dtype: torch.dtype,
+    *,
+    is_small_apart: bool = False,
 ) -> Tuning:
     """The row for heads of a size.
 
@@ -104,6 +169,7 @@ def find_tuning(
         head_dim: size of a head.
         dtype: of the queries.
         kv_dtype: of the cache.
+        is_small_apart: with a launch of their own for the smallest tiles.
 
     Raises:
         ValueError: there is none.
@@ -121,9 +187,16 @@ def find_tuning(
         raise ValueError(
             f"heads of size {head_dim}: the attention kernel takes sizes up to {HEAD_SIZES[-1]}"
         )
-    return _ROWS[TuningKey(architecture, sizes[0], dtype.itemsize, is_fp8_cache)]
+    key = TuningKey(architecture, sizes[0], dtype.itemsize, is_fp8_cache)
+    if not is_small_apart:
+        return _ROWS[key]
+    if key not in _SMALL_LAUNCHES:
+        raise ValueError(f"{key}: there is no launch for its smallest tiles alone")
+    return replace(_ROWS[key], small=_SMALL_LAUNCHES[key])
 
 
 def all_rows() -> Iterator[tuple[TuningKey, Tuning]]:
-    """The table."""
+    """The table, and its rows with a launch apart for the smallest tiles where there is one."""
     yield from _ROWS.items()
+    for key, small in _SMALL_LAUNCHES.items():
+        yield key, replace(_ROWS[key], small=small)

@@ -13,6 +13,7 @@ from types import ModuleType
 import pytest
 
 from tests.support import missing
+from trunkline.kernels.gpu.pipeline import Pipeline
 from trunkline.kernels.gpu.resources import Resources, cache_folder, digest_of, load, store
 from trunkline.kernels.gpu.variant import Variant
 
@@ -23,7 +24,8 @@ VARIANT = Variant(
 
 
 def test_what_is_kept_is_found(tmp_path: Path) -> None:
-    other = replace(FOUND, target="gfx942", uses_wgmma=True)
+    pipelines = (Pipeline(buffers=3, waits=2), Pipeline(buffers=2, waits=None))
+    other = replace(FOUND, target="gfx942", uses_wgmma=True, pipelines=pipelines)
     assert load(tmp_path / "cache", "a") is None
     store(tmp_path / "cache", "a", FOUND)
     store(tmp_path / "cache", "b", other)

@@ -16,7 +16,8 @@ from trunkline.kernels import reference
 from trunkline.kernels.gpu import device_work
 from trunkline.kernels.gpu.attention import paged_attention
 from trunkline.kernels.gpu.device_work import DeviceWork
-from trunkline.kernels.gpu.launch import is_interpreted
+from trunkline.kernels.gpu.launch import architecture, is_interpreted
+from trunkline.kernels.gpu.tuning import find_tuning
 from trunkline.kernels.spans import SpanList
 
 pytestmark = pytest.mark.interpreter
@@ -53,6 +54,7 @@ class Shape:
     soft_cap: float | None = None
     key_scale: float = 1.0
     value_scale: float = 1.0
+    is_small_apart: bool = False
 
 
 @pytest.fixture(autouse=True)
@@ -83,6 +85,12 @@ def make_cache(spans: SpanList, shape: Shape, device: torch.device) -> tuple[Ten
 
 
 def make_work(spans: SpanList, shape: Shape, device: torch.device, max_rows: int) -> DeviceWork:
+    tuning = None
+    if shape.is_small_apart:
+        kv_dtype = shape.kv_dtype or shape.dtype
+        tuning = find_tuning(
+            architecture(device), shape.head_dim, shape.dtype, kv_dtype, is_small_apart=True
+        )
     return DeviceWork(
         device,
         shape.num_heads,
@@ -92,6 +100,7 @@ def make_work(spans: SpanList, shape: Shape, device: torch.device, max_rows: int
         window=shape.window,
         dtype=shape.dtype,
         kv_dtype=shape.kv_dtype,
+        tuning=tuning,
     )
 
 
@@ -138,7 +147,6 @@ def check(spans: SpanList, shape: Shape, device: torch.device, spread: float = 1
 
 def read_fp8(monkeypatch: pytest.MonkeyPatch, as_bits: bool) -> None:
     """As devices with or without a conversion from e4m3 do."""
-    find_tuning = device_work.find_tuning
     monkeypatch.setattr(
         device_work,
         "find_tuning",
@@ -170,14 +178,31 @@ def test_head_sizes(
     check(spans, Shape(3, 1, head_dim, dtype), device)
 
 
+@pytest.mark.parametrize("is_small_apart", [False, True])
 @pytest.mark.parametrize("head_dim", [80, *slow(64, 128)])
-def test_every_kind_of_tile(make_spans: SpanMaker, device: torch.device, head_dim: int) -> None:
+def test_every_kind_of_tile(
+    make_spans: SpanMaker, device: torch.device, head_dim: int, is_small_apart: bool
+) -> None:
     """Chunks that a small, a middle-sized and a large tile hold, below a prefix of whole blocks."""
     spans = make_spans(np.random.default_rng(17), 16, [([5], [(3, 45), (9, 20), (0, 2)])])
-    work = check(spans, Shape(head_dim=head_dim, dtype=torch.float16), device)
+    shape = Shape(head_dim=head_dim, dtype=torch.float16, is_small_apart=is_small_apart)
+    work = check(spans, shape, device)
+    assert len(work.tuning.launches) == 1 + is_small_apart
     ends = work.lists[6 : 6 + len(work.tuning.kind_lines)].tolist()
     assert len(ends) == 3
     assert 0 < ends[0] < ends[1] < ends[2]
+
+
+@pytest.mark.parametrize("step", ["one token", "prompt", *slow("chain with chunks and decode")])
+@pytest.mark.parametrize("cache", [None, *slow(torch.float8_e4m3fn)])
+def test_a_launch_apart_for_the_small_tiles(
+    make_spans: SpanMaker, device: torch.device, step: str, cache: torch.dtype | None
+) -> None:
+    """Also where one of the two launches has nothing to do."""
+    spans = make_spans(np.random.default_rng(18), 16, STEPS[step])
+    shape = Shape(dtype=torch.float16, kv_dtype=cache, is_small_apart=True)
+    work = check(spans, shape, device)
+    assert work.num_programs == work.num_processors * work.tuning.launches[1].programs_per_processor
 
 
 def test_page_size_that_is_no_power_of_two(make_spans: SpanMaker, device: torch.device) -> None:

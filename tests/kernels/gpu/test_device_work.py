@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -112,6 +113,55 @@ def test_every_device_has_a_row_for_every_head_size_and_type() -> None:
                 assert len(found.kind_lines) == len(found.kind_keys)
                 assert list(found.kind_lines) == sorted(found.kind_lines, reverse=True)
                 assert found.source in ("measured", "guess")
+
+
+def test_launches_apart_do_every_kind_once() -> None:
+    apart = [row for _, row in all_rows() if row.small is not None]
+    assert apart
+    for row in apart:
+        large, small = row.launches
+        assert (*large.kind_lines, *small.kind_lines) == row.kind_lines
+        assert (large.first_kind, small.first_kind) == (0, len(large.kind_lines))
+        assert large.kind_keys == row.kind_keys[:-1]
+        assert len(small.kind_keys) == 1
+
+
+def test_a_row_without_a_launch_apart_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"256.*no launch for its smallest tiles alone"):
+        find_tuning("sm_90", 256, torch.bfloat16, torch.bfloat16, is_small_apart=True)
+
+
+def test_launches_beside_each_other_wait_for_what_was_before(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The side stream begins after the main one, which goes on after the side stream."""
+    done: list[str] = []
+
+    class Stream:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def wait_stream(self, other: Stream) -> None:
+            done.append(f"{self.name} waits for {other.name}")
+
+    @contextmanager
+    def stream(entered: Stream) -> Iterator[None]:
+        done.append(f"in {entered.name}")
+        yield
+        done.append(f"out of {entered.name}")
+
+    work = DeviceWork(device, 4, 2, 64, max_rows=1)
+    monkeypatch.setattr(work, "_side", Stream("side"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream("main"))
+    monkeypatch.setattr(torch.cuda, "stream", stream)
+    with work.beside() as side:
+        done.append("large")
+        with side():
+            done.append("small")
+    assert done == [
+        *("side waits for main", "large", "in side", "small", "out of side"),
+        "main waits for side",
+    ]
 
 
 def test_unlisted_head_sizes_take_the_next_larger_row() -> None:
