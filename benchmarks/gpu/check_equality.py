@@ -7,24 +7,40 @@ rounding decides often, so only how many tokens agree is looked at.
 
 from __future__ import annotations
 
-import sys
+import functools
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from transformers import LlamaForCausalLM
 
-from gpu.machine import IS_TOY, device, write_results
+from gpu import engines
+from gpu.machine import IS_TOY, device, dtype_name
 from gpu.models import small_pair
+from gpu.parts import Case, Record
 from harness.engine_run import PAGE_SIZE, SETTINGS, BenchmarkEngine
 from trunkline.engine.kv_cache import kv_bytes_per_token
+from trunkline.engine.model.decoder import Decoder
 from trunkline.engine.simulation.workloads import WorkItem, make_workload
 
 # Of the standard deviation of the logits: below it two logits count as equal.
 TIE = 1e-4
 LEAST_BFLOAT16_AGREEMENT = 0.8  # of the first tokens
 SETTING_NAMES = list(SETTINGS)[:1] if IS_TOY else list(SETTINGS)
+KINDS = (torch.float32,) if IS_TOY else (torch.float32, torch.bfloat16)
+STEP_TOKENS = 16 if IS_TOY else 512
+# Whether launches are recorded, and whether the cache holds only a few sequences.
+MEMORIES = (
+    {"no graphs": (False, False)}
+    if IS_TOY
+    else {
+        "graphs": (True, False),
+        "graphs, short memory": (True, True),
+        "no graphs": (False, False),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -111,43 +127,53 @@ def compare(
     )
 
 
-def all_results() -> Iterator[Result]:
+@dataclass(frozen=True)
+class Subject:
+    """A small model as transformers' and as ours, and what it has to answer."""
+
+    model: LlamaForCausalLM
+    decoder: Decoder
+    items: list[WorkItem]
+    wanted: list[list[int]]
+
+    def engine(self, *, cuda_graphs: bool, is_short: bool) -> BenchmarkEngine:
+        """An engine with memory for all items, or for three of the longest."""
+        lengths = [len(item.prompt) + item.num_output_tokens for item in self.items]
+        tokens = 3 * max(lengths) if is_short else 2 * sum(lengths)
+        token_bytes = kv_bytes_per_token(self.decoder.config, self.decoder.dtype)
+        kv_bytes = (tokens + len(self.items) * PAGE_SIZE) * token_bytes
+        return BenchmarkEngine(self.decoder, kv_bytes, STEP_TOKENS, cuda_graphs=cuda_graphs)
+
+
+@functools.cache
+def subject(kind: torch.dtype) -> Subject:
+    engines.release()  # this part needs none of them
     torch.backends.cuda.matmul.allow_tf32 = False
-    for dtype in (torch.float32,) if IS_TOY else (torch.float32, torch.bfloat16):
-        model, decoder = small_pair(dtype, device())
-        items = clipped(workload(), decoder.config.vocab_size)
-        wanted = reference_outputs(model, items)
-        token_bytes = kv_bytes_per_token(decoder.config, dtype)
-        longest = max(len(item.prompt) + item.num_output_tokens for item in items)
-        plenty = sum(len(item.prompt) + item.num_output_tokens for item in items)
-        name = str(dtype).removeprefix("torch.")
-        for memory, tokens, cuda_graphs in (
-            ("graphs", 2 * plenty, True),
-            ("no graphs", 2 * plenty, False),
-            ("graphs, short memory", 3 * longest, True),
-        ):
-            if IS_TOY and cuda_graphs:
-                continue
-            kv_bytes = (tokens + len(items) * PAGE_SIZE) * token_bytes
-            budget = 16 if IS_TOY else 512
-            engine = BenchmarkEngine(decoder, kv_bytes, budget, cuda_graphs=cuda_graphs)
-            for setting in SETTING_NAMES:
-                yield compare(f"{name}, {memory}", model, engine, setting, items, wanted)
+    model, decoder = small_pair(kind, device())
+    items = clipped(workload(), decoder.config.vocab_size)
+    return Subject(model, decoder, items, reference_outputs(model, items))
 
 
-def main() -> None:
-    results = []
-    for result in all_results():
-        results.append(result)
-        verdict = "ok" if result.is_good else "WRONG"
-        print(
-            f"{verdict:6}{result.case}: {result.equal} of {result.outputs} outputs equal, "
-            f"{result.ties} differ from a tie on, {result.first_tokens_equal:.0%} of first tokens"
-        )
-    write_results("equality", map(asdict, results))
-    if not all(result.is_good for result in results):
-        sys.exit("the engine's tokens are not the reference's")
+def results(kind: torch.dtype, memory: str, setting: str) -> Iterator[Record]:
+    checked = subject(kind)
+    cuda_graphs, is_short = MEMORIES[memory]
+    engine = checked.engine(cuda_graphs=cuda_graphs, is_short=is_short)
+    case = f"{dtype_name(kind)}, {memory}"
+    yield asdict(compare(case, checked.model, engine, setting, checked.items, checked.wanted))
 
 
-if __name__ == "__main__":
-    main()
+def cases() -> Iterator[Case]:
+    for kind in KINDS:
+        for setting in SETTING_NAMES:
+            for memory in MEMORIES:
+                name = f"{dtype_name(kind)}, {memory}, {setting}"
+                yield Case(name, partial(results, kind, memory, setting))
+
+
+def line(record: Record) -> str:
+    verdict = "ok" if record["is_good"] else "WRONG"
+    return (
+        f"{verdict:6}{record['case']}: {record['equal']} of {record['outputs']} outputs equal, "
+        f"{record['ties']} differ from a tie on, "
+        f"{record['first_tokens_equal']:.0%} of first tokens"
+    )

@@ -1,15 +1,20 @@
-"""Part `kernels`: every Triton kernel against its specification, on the shapes of real models."""
+"""Part `kernels`: every Triton kernel against its specification, on the shapes of real models.
+
+What the engine cannot do without comes first: attention with Llama's heads in bfloat16, a cache of
+float8, sampling.
+"""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from gpu.machine import IS_TOY, device, dtype, relative_error, write_results
+from gpu.machine import IS_TOY, device, dtype, dtype_name, relative_error
+from gpu.parts import Case, Record
 from gpu.steps import (
     LARGE,
     LLAMA,
@@ -26,10 +31,12 @@ from gpu.steps import (
 )
 from trunkline.kernels import reference
 from trunkline.kernels.gpu.add_rms_norm import add_rms_norm, rms_norm
+from trunkline.kernels.gpu.launch import architecture
 from trunkline.kernels.gpu.rope_and_cache import rope_and_cache
 from trunkline.kernels.gpu.sampling import sample_rows
 from trunkline.kernels.gpu.silu_mul import silu_mul
 from trunkline.kernels.gpu.token_masks import apply_token_masks
+from trunkline.kernels.gpu.tuning import find_tuning
 
 # Norm of the error over the norm of the result.
 TOLERANCES = {torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float32: 1e-5}
@@ -65,6 +72,11 @@ else:
     NUM_ROWS, VOCAB_SIZE, SIZES = 777, 128_256, (576, 3584, 4096, 8192)
 
 
+WINDOW = 512
+# Temperature, top_k, top_p.
+SAMPLINGS = ((0.0, 0, 1.0), (1.0, 0, 1.0), (0.7, 50, 1.0), (1.0, 0, 0.9))
+
+
 @dataclass(frozen=True)
 class Check:
     """One comparison."""
@@ -78,48 +90,64 @@ class Check:
         return self.error <= self.tolerance
 
 
-def check_attention(heads: Heads, kind: torch.dtype) -> Iterator[Check]:
+def check_attention(
+    heads: Heads, kind: torch.dtype, step: Step, window: int | None = None
+) -> Iterator[Check]:
     scale = heads.head_dim**-0.5
-    for step in STEPS:
-        for window in (None, 512) if heads is HEADS[0] else (None,):
-            launch, spans = make_launch(step, heads, kind, device(), window=window)
-            found = launch.run()
-            wanted = reference.paged_attention(
-                launch.query, launch.key_cache, launch.value_cache, spans, scale, window
-            )
-            name = f"attention, {heads.name}, {_name(kind)}, {step.name}"
-            yield Check(
-                name if window is None else f"{name}, window of {window}",
-                relative_error(found, wanted),
-                TOLERANCES[kind],
-            )
-            del launch, found, wanted
+    launch, spans = make_launch(step, heads, kind, device(), window=window)
+    wanted = reference.paged_attention(
+        launch.query, launch.key_cache, launch.value_cache, spans, scale, window
+    )
+    yield Check(
+        _attention_name(heads, kind, step, window),
+        relative_error(launch.run(), wanted),
+        TOLERANCES[kind],
+    )
 
 
-def check_float8_cache(heads: Heads) -> Iterator[Check]:
+def _attention_name(heads: Heads, kind: torch.dtype, step: Step, window: int | None = None) -> str:
+    name = f"attention, {heads.name}, {dtype_name(kind)}, {step.name}"
+    return name if window is None else f"{name}, window of {window}"
+
+
+def check_float8_cache(heads: Heads, step: Step) -> Iterator[Check]:
     """The interpreter's products in bfloat16 are wrong, so there in float16."""
     kind = torch.float16 if IS_TOY else torch.bfloat16
-    for step in STEPS[:2]:
-        launch, spans = make_launch(step, heads, kind, device(), kv_dtype=torch.float8_e4m3fn)
-        key, value = launch.key_cache.to(kind), launch.value_cache.to(kind)  # exact
-        scale = heads.head_dim**-0.5
-        wanted = reference.paged_attention(launch.query, key, value, spans, scale)
-        case = f"attention, {heads.name}, {_name(kind)} over float8, {step.name}"
-        yield Check(case, relative_error(launch.run(), wanted), TOLERANCES[kind])
+    launch, spans = make_launch(step, heads, kind, device(), kv_dtype=torch.float8_e4m3fn)
+    key, value = launch.key_cache.to(kind), launch.value_cache.to(kind)  # exact
+    scale = heads.head_dim**-0.5
+    wanted = reference.paged_attention(launch.query, key, value, spans, scale)
+    case = f"attention, {heads.name}, {dtype_name(kind)} over float8, {step.name}"
+    yield Check(case, relative_error(launch.run(), wanted), TOLERANCES[kind])
 
 
-def check_small_operations(kind: torch.dtype) -> Iterator[Check]:
-    for size in SIZES:
-        x, residual = _normal(NUM_ROWS, size, kind=kind), _normal(NUM_ROWS, size, kind=kind)
-        weight = _normal(size, kind=kind)
-        found, total = add_rms_norm(x, residual, weight, 1e-5)
-        wanted, wanted_total = reference.add_rms_norm(x, residual, weight, 1e-5)
-        error = max(relative_error(found, wanted), relative_error(total, wanted_total))
-        yield Check(f"add_rms_norm, {size}, {_name(kind)}", error, TOLERANCES[kind])
-        error = relative_error(rms_norm(x, weight, 1e-5), reference.rms_norm(x, weight, 1e-5))
-        yield Check(f"rms_norm, {size}, {_name(kind)}", error, TOLERANCES[kind])
-        error = relative_error(silu_mul(residual), reference.silu_mul(residual))
-        yield Check(f"silu_mul, {size // 2}, {_name(kind)}", error, TOLERANCES[kind])
+def check_small_apart(heads: Heads, step: Step) -> Iterator[Check]:
+    """The smallest tiles in a launch of their own, which the table does not choose by itself."""
+    kind = torch.float16 if IS_TOY else torch.bfloat16
+    tuning = find_tuning(architecture(device()), heads.head_dim, kind, kind, is_small_apart=True)
+    launch, spans = make_launch(step, heads, kind, device(), tuning=tuning)
+    wanted = reference.paged_attention(
+        launch.query, launch.key_cache, launch.value_cache, spans, heads.head_dim**-0.5
+    )
+    case = f"{_attention_name(heads, kind, step)}, smallest tiles apart"
+    yield Check(case, relative_error(launch.run(), wanted), TOLERANCES[kind])
+
+
+def check_norms(size: int, kind: torch.dtype) -> Iterator[Check]:
+    x, residual = _normal(NUM_ROWS, size, kind=kind), _normal(NUM_ROWS, size, kind=kind)
+    weight = _normal(size, kind=kind)
+    found, total = add_rms_norm(x, residual, weight, 1e-5)
+    wanted, wanted_total = reference.add_rms_norm(x, residual, weight, 1e-5)
+    error = max(relative_error(found, wanted), relative_error(total, wanted_total))
+    yield Check(f"add_rms_norm, {size}, {dtype_name(kind)}", error, TOLERANCES[kind])
+    error = relative_error(rms_norm(x, weight, 1e-5), reference.rms_norm(x, weight, 1e-5))
+    yield Check(f"rms_norm, {size}, {dtype_name(kind)}", error, TOLERANCES[kind])
+
+
+def check_silu_mul(size: int, kind: torch.dtype) -> Iterator[Check]:
+    x = _normal(NUM_ROWS, size, kind=kind)
+    error = relative_error(silu_mul(x), reference.silu_mul(x))
+    yield Check(f"silu_mul, {size // 2}, {dtype_name(kind)}", error, TOLERANCES[kind])
 
 
 def check_rope(heads: Heads, kind: torch.dtype) -> Iterator[Check]:
@@ -154,27 +182,27 @@ def check_rope(heads: Heads, kind: torch.dtype) -> Iterator[Check]:
         wanted, key = rotated[:, : heads.num_heads], rotated[:, heads.num_heads :]
         reference.write_kv(key, value, wanted_caches[0], wanted_caches[1], slots)
         error = max(relative_error(query, wanted), relative_error(caches, wanted_caches))
-        name = f"rope_and_cache, {heads.name}, {_name(kind)}"
+        name = f"rope_and_cache, {heads.name}, {dtype_name(kind)}"
         yield Check(f"{name}, with a norm" if has_norm else name, error, TOLERANCES[kind])
 
 
-def check_sampling() -> Iterator[Check]:
+def check_sampling(temperature: float, top_k: int, top_p: float) -> Iterator[Check]:
+    """With the types of the engine."""
     rows = min(NUM_ROWS, 256)
-    for temperature, top_k, top_p in ((0.0, 0, 1.0), (1.0, 0, 1.0), (0.7, 50, 1.0), (1.0, 0, 0.9)):
-        logits = 3.0 * _normal(rows, VOCAB_SIZE, kind=dtype())
-        settings = (
-            torch.full((rows,), temperature, device=device()),
-            torch.full((rows,), top_k, dtype=torch.int64, device=device()),
-            torch.full((rows,), top_p, device=device()),
-            torch.randint(0, 2**24, (rows,), device=device()).float() / 2**24,
-        )
-        found = sample_rows(logits, *settings)
-        wanted = reference.sample_rows(logits.float(), *settings)
-        yield Check(
-            f"sample_rows, temperature {temperature}, top_k {top_k}, top_p {top_p}",
-            float((found != wanted).float().mean()),
-            MOST_OTHER_TOKENS if temperature else 0.0,
-        )
+    logits = 3.0 * _normal(rows, VOCAB_SIZE, kind=dtype())
+    settings = (
+        torch.full((rows,), temperature, device=device()),
+        torch.full((rows,), top_k, dtype=torch.int32, device=device()),
+        torch.full((rows,), top_p, device=device()),
+        torch.randint(0, 2**24, (rows,), device=device()).float() / 2**24,
+    )
+    found = sample_rows(logits, *settings)
+    wanted = reference.sample_rows(logits.float(), *settings)
+    yield Check(
+        f"sample_rows, temperature {temperature}, top_k {top_k}, top_p {top_p}",
+        float((found != wanted).float().mean()),
+        MOST_OTHER_TOKENS if temperature else 0.0,
+    )
 
 
 def check_token_masks(kind: torch.dtype) -> Iterator[Check]:
@@ -184,40 +212,60 @@ def check_token_masks(kind: torch.dtype) -> Iterator[Check]:
     mask_of_row = torch.randint(-1, masks, (rows,), device=device())
     arguments = (logits, words.to(torch.int32), mask_of_row)
     found, wanted = apply_token_masks(*arguments), reference.apply_token_masks(*arguments)
-    yield Check(f"apply_token_masks, {_name(kind)}", float((found != wanted).float().mean()), 0.0)
+    yield Check(
+        f"apply_token_masks, {dtype_name(kind)}", float((found != wanted).float().mean()), 0.0
+    )
 
 
-def all_checks() -> Iterator[Check]:
-    torch.manual_seed(0)
+Checks = Iterator[tuple[str, Callable[[], Iterator[Check]]]]
+
+
+def all_checks() -> Checks:
+    """Each with a name, the most telling first."""
+    first = DTYPES[0]
+    yield from _attention_checks(HEADS[0], first)
+    for step in STEPS[:2]:
+        yield f"float8 cache, {step.name}", partial(check_float8_cache, HEADS[0], step)
+    for temperature, top_k, top_p in SAMPLINGS:
+        name = f"sample_rows, temperature {temperature}, top_k {top_k}, top_p {top_p}"
+        yield name, partial(check_sampling, temperature, top_k, top_p)
+    for step in (STEPS[0], STEPS[-1]):
+        yield f"smallest tiles apart, {step.name}", partial(check_small_apart, HEADS[0], step)
     for kind in DTYPES:
-        yield from check_small_operations(kind)
-        yield from check_token_masks(kind)
+        if kind != first:
+            yield from _attention_checks(HEADS[0], kind)
+        name = dtype_name(kind)
+        for size in SIZES:
+            yield f"norms, {size}, {name}", partial(check_norms, size, kind)
+            yield f"silu_mul, {size // 2}, {name}", partial(check_silu_mul, size, kind)
+        yield f"apply_token_masks, {name}", partial(check_token_masks, kind)
         for heads in HEADS:
-            yield from check_rope(heads, kind)
-            yield from check_attention(heads, kind)
-    yield from check_float8_cache(HEADS[0])
-    yield from check_sampling()
+            yield f"rope_and_cache, {heads.name}, {name}", partial(check_rope, heads, kind)
+        yield from _attention_checks(HEADS[0], kind, WINDOW)
+        for heads in HEADS[1:]:
+            yield from _attention_checks(heads, kind)
+
+
+def _attention_checks(heads: Heads, kind: torch.dtype, window: int | None = None) -> Checks:
+    for step in STEPS:
+        name = _attention_name(heads, kind, step, window)
+        yield name, partial(check_attention, heads, kind, step, window)
+
+
+def cases() -> Iterator[Case]:
+    torch.manual_seed(0)
+
+    def records(check: Callable[[], Iterator[Check]]) -> Iterator[Record]:
+        return (asdict(result) | {"is_good": result.is_good} for result in check())
+
+    for name, check in all_checks():
+        yield Case(name, partial(records, check))
+
+
+def line(record: Record) -> str:
+    verdict = "ok" if record["is_good"] else "WRONG"
+    return f"{verdict:6}{record['error']:.1e}  {record['case']}"
 
 
 def _normal(*shape: int, kind: torch.dtype) -> Tensor:
     return torch.randn(shape, device=device()).to(kind)
-
-
-def _name(kind: torch.dtype) -> str:
-    return str(kind).removeprefix("torch.")
-
-
-def main() -> None:
-    checks = []
-    for check in all_checks():
-        checks.append(check)
-        verdict = "ok" if check.is_good else "WRONG"
-        print(f"{verdict:6}{check.error:.1e}  {check.case}")
-    write_results("kernels", [asdict(check) | {"is_good": check.is_good} for check in checks])
-    wrong = sum(not check.is_good for check in checks)
-    if wrong:
-        sys.exit(f"{wrong} of {len(checks)} results are wrong")
-
-
-if __name__ == "__main__":
-    main()

@@ -74,6 +74,12 @@ def shapes() -> dict[str, PretrainedConfig]:
     return {"toy": TOY} if IS_TOY else {"Llama-3.1-8B": LLAMA_8B, "Qwen2.5-7B": QWEN_7B}
 
 
+def of_layers(config: PretrainedConfig, num_layers: int) -> PretrainedConfig:
+    """The same model with fewer layers."""
+    changes = {"num_hidden_layers": num_layers, "layer_types": None}
+    return type(config)(**{**config.to_dict(), **changes})
+
+
 def small_pair(dtype: torch.dtype, device: torch.device) -> tuple[LlamaForCausalLM, Decoder]:
     """A small random model as transformers' and as ours, with the same weights."""
     config = TOY if IS_TOY else SMALL

@@ -1,53 +1,33 @@
 #!/usr/bin/env bash
-# Checks and measures on a GPU machine what the checkout holds. Needs torch, triton, transformers and
-# numpy, and no installation of the package.
+# Checks and measures on a GPU machine what the checkout holds, in less than ten minutes. Needs torch,
+# triton, transformers and numpy, and no installation of the package.
 #
-#   benchmarks/gpu/run.sh                        every part
-#   benchmarks/gpu/run.sh kernels kernel-bench   some
+#   benchmarks/gpu/run.sh                        smoke kernels kernel-bench end-to-end profile equality
+#   benchmarks/gpu/run.sh kernels kernel-bench   some of them
+#   benchmarks/gpu/run.sh peer                   beside vLLM, which takes a run of its own
 #   benchmarks/gpu/run.sh --toy                  tiny sizes on a CPU, in Triton's interpreter
 #
-# OUT      folder for the results, benchmarks/results unless given
-# PYTHON   the interpreter, python3 unless given
-# SECONDS_PER_PART   most seconds of one part, 590 unless given
+# Every result is in its file as soon as it is known: a run may be cut at any second.
+#
+# OUT                folder for the results, benchmarks/results unless given
+# PYTHON             the interpreter, python3 unless given
+# SECONDS_OVERALL    most seconds of the run, 570 unless given
+# SECONDS_PER_PART   most seconds of each part, its own budget (gpu/parts.py) unless given
+# STEP_TOKENS        most rows of a step that end-to-end tries, 2048,4096,8192 unless given
+# GRAPH_ROWS         most rows of a step that is recorded in a CUDA graph, 4096 unless given
+# KERNEL_CACHE       folder with compiled kernels that `python -m gpu.fill_cache` has filled,
+#                    benchmarks/gpu/kernel-cache unless given; what it lacks is compiled into it
+# BENCHMARK_COMMIT   names the commit where git cannot
+#
+# Exit status: 0 when every part ran and every check is good; 124 when the time ran out.
 set -uo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
-python=${PYTHON:-python3}
-limit=${SECONDS_PER_PART:-590}
 export OUT=${OUT:-$root/benchmarks/results}
+export KERNEL_CACHE=${KERNEL_CACHE:-$root/benchmarks/gpu/kernel-cache}
 export PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1
 export PYTHONPATH=$root/src:$root/benchmarks${PYTHONPATH:+:$PYTHONPATH}
 
-all=(kernels equality kernel-bench end-to-end profile peer)
-declare -A modules=(
-  [kernels]=gpu.check_kernels [equality]=gpu.check_equality [kernel-bench]=gpu.time_kernels
-  [end-to-end]=gpu.end_to_end [profile]=gpu.profile_step [peer]=gpu.peer
-)
-parts=()
-for argument in "$@"; do
-  if [ "$argument" = --toy ]; then
-    export TRUNKLINE_BENCH_TOY=1
-  elif [ -n "${modules[$argument]:-}" ]; then
-    parts+=("$argument")
-  else
-    echo "run.sh: there is no part '$argument'; allowed are --toy ${all[*]}" >&2
-    exit 2
-  fi
-done
-[ ${#parts[@]} -gt 0 ] || parts=("${all[@]}")
-if [ "${TRUNKLINE_BENCH_TOY:-0}" = 1 ]; then
-  export TRITON_INTERPRET=1
-fi
-mkdir -p "$OUT"
-
-failed=()
-for part in "${parts[@]}"; do
-  echo "== $part"
-  rm -f "$OUT/gpu-$part.jsonl" # what an earlier call found says nothing about this one
-  timeout --kill-after=20 "$limit" "$python" -m "${modules[$part]}" || failed+=("$part")
-done
-"$python" -m gpu.summary "${parts[@]}"
-if [ ${#failed[@]} -gt 0 ]; then
-  echo "failed: ${failed[*]}" >&2
-  exit 1
-fi
+# In the foreground: a process group of its own would outlive one that is killed.
+exec timeout --foreground --kill-after=20 "${SECONDS_OVERALL:-570}" \
+  "${PYTHON:-python3}" -m gpu.run "$@"

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from trunkline.kernels.gpu.attention import paged_attention
 from trunkline.kernels.gpu.device_work import DeviceWork
+from trunkline.kernels.gpu.tuning import Tuning
 from trunkline.kernels.spans import SpanList
 
 PAGE_SIZE = 16
@@ -163,6 +164,7 @@ def make_launch(
     kv_dtype: torch.dtype | None = None,
     window: int | None = None,
     is_shared: bool = True,
+    tuning: Tuning | None = None,
 ) -> tuple[Launch, SpanList]:
     """Random queries, keys and values for `step`; see `Step.spans` for `is_shared`.
 
@@ -174,6 +176,7 @@ def make_launch(
         kv_dtype: of keys and values; None: the queries'.
         window: positions that a row sees, its own included; None: all.
         is_shared: whether shared prefixes are read once.
+        tuning: how the kernel is compiled and launched; None: as the table says.
     """
     spans = step.spans(is_shared=is_shared)
     generator = torch.Generator(device).manual_seed(1)
@@ -191,6 +194,7 @@ def make_launch(
         window=window,
         dtype=dtype,
         kv_dtype=kv_dtype,
+        tuning=tuning,
     )
     work.load(spans)
     launch = Launch(

@@ -7,42 +7,82 @@ rates of a large copy and a large product, over the time taken.
 
 from __future__ import annotations
 
+import dataclasses
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
+from triton.runtime.errors import OutOfResources
 
-from gpu.machine import IS_TOY, device, dtype, hardware, microseconds, write_results
-from gpu.steps import LLAMA, QWEN, TOY, Heads, Step, decode, make_launch, mixed, prefill
+from gpu.machine import IS_TOY, device, dtype, hardware, microseconds
+from gpu.parts import Case, Record
+from gpu.steps import (
+    LLAMA,
+    QWEN,
+    TOY,
+    Heads,
+    Launch,
+    Step,
+    decode,
+    make_launch,
+    mixed,
+    prefill,
+)
 from trunkline.kernels.gpu.add_rms_norm import add_rms_norm
+from trunkline.kernels.gpu.launch import architecture
 from trunkline.kernels.gpu.rope_and_cache import rope_and_cache
 from trunkline.kernels.gpu.sampling import sample_rows
 from trunkline.kernels.gpu.silu_mul import silu_mul
+from trunkline.kernels.gpu.tuning import Tuning, find_tuning
 
 if IS_TOY:
     HEADS: tuple[Heads, ...] = (TOY,)
-    STEPS: tuple[Step, ...] = (decode("decode, groups of 2", 1, 2, 32, 5),)
-    NUM_ROWS, HIDDEN, INTERMEDIATE, VOCAB_SIZE, SAMPLED_ROWS = 3, 64, 96, 500, 2
+    FIRST_STEPS: tuple[Step, ...] = (decode("decode, groups of 2", 1, 2, 32, 5),)
+    MIXED = mixed("decode and prefill", decode("", 1, 2, 32, 5), prefill("", 1, 1, 0, 9))
+    OTHER_STEPS: tuple[Step, ...] = ()
+    SWEPT_STEPS: tuple[Step, ...] = FIRST_STEPS
+    SWEPT_STAGES: tuple[int, ...] = (2,)
+    NUM_ROWS, HIDDEN, INTERMEDIATE, VOCAB_SIZE = 3, 64, 96, 500
+    SAMPLED_ROWS: tuple[int, ...] = (2,)
     PROMPT = 9
 else:
     HEADS = (LLAMA, QWEN)
-    STEPS = (
+    FIRST_STEPS = (
         decode("decode, 512 rows in groups of 1", 512, 1, 0, 2250),
         decode("decode, 512 rows in groups of 16", 32, 16, 2000, 250),
-        decode("decode, 512 rows in groups of 64", 8, 64, 2000, 250),
         decode("decode, 512 rows in groups of 256", 2, 256, 2000, 250),
         decode("decode, 16 rows of 65536", 16, 1, 0, 65_535),
-        prefill("prefill, 4 prompts of 2048", 4, 1, 0, 2048),
-        prefill("prefill, 32 of 200 below 2000", 2, 16, 2000, 200),
-        mixed(
-            "384 decode rows and 4096 of prefill",
-            decode("", 24, 16, 2000, 250),
-            prefill("", 2, 1, 0, 2048),
-        ),
     )
-    NUM_ROWS, HIDDEN, INTERMEDIATE, VOCAB_SIZE, SAMPLED_ROWS = 8192, 4096, 14_336, 128_256, 512
+    MIXED = mixed(
+        "384 decode rows and 4096 of prefill",
+        decode("", 24, 16, 2000, 250),
+        prefill("", 2, 1, 0, 2048),
+    )
+    OTHER_STEPS = (
+        decode("decode, 512 rows in groups of 64", 8, 64, 2000, 250),
+        prefill("prefill, 32 of 200 below 2000", 2, 16, 2000, 200),
+    )
+    SWEPT_STEPS = (
+        FIRST_STEPS[1],
+        FIRST_STEPS[0],
+        prefill("prefill, 4 prompts of 2048", 4, 1, 0, 2048),
+    )
+    SWEPT_STAGES = (2, 3, 5)  # the table has 4
+    NUM_ROWS, HIDDEN, INTERMEDIATE, VOCAB_SIZE = 8192, 4096, 14_336, 128_256
+    SAMPLED_ROWS = (512, 2000)
     PROMPT = 2048
+
+
+# Temperature, top_k, top_p; the dearest first.
+SAMPLINGS = {
+    "top_p 0.9": (1.0, 0, 0.9),
+    "top_k 50": (1.0, 50, 1.0),
+    "free": (1.0, 0, 1.0),
+    "greedy": (0.0, 0, 1.0),
+}
 
 
 @dataclass(frozen=True)
@@ -79,22 +119,60 @@ def timing(
     )
 
 
-def time_attention(heads: Heads, step: Step, kv_dtype: torch.dtype | None = None) -> Timing:
+def time_attention(
+    heads: Heads, step: Step, kv_dtype: torch.dtype | None = None
+) -> Iterator[Timing]:
     launch, _ = make_launch(step, heads, dtype(), device(), kv_dtype=kv_dtype)
-    key_bytes = heads.head_dim * launch.key_cache.itemsize
-    kv_bytes = 2 * step.keys_read * heads.num_kv_heads * key_bytes
-    row_bytes = 2 * launch.query.nbytes
-    flops = 4.0 * heads.num_heads * heads.head_dim * step.pairs
     other = None
     if any(group.prefix for group in step.groups):
         alone, _ = make_launch(step, heads, dtype(), device(), kv_dtype=kv_dtype, is_shared=False)
         other = ("the same without sharing the reads", alone.run)
     cached = "" if kv_dtype is None else ", float8 cache"
     case = f"attention, {heads.name}, {step.name}{cached}"
-    return timing(case, launch.run, kv_bytes + row_bytes, flops, other)
+    yield timing(case, launch.run, *attention_work(heads, step, launch), other)
 
 
-def time_prefill_beside_torch(heads: Heads) -> Timing:
+def tunings(heads: Heads) -> dict[str, Callable[[], Tuning]]:
+    """What is tried in place of the table's row, by name."""
+    find = partial(find_tuning, architecture(device()), heads.head_dim, dtype(), dtype())
+
+    def with_stages(num_stages: int) -> Tuning:
+        return dataclasses.replace(find(), num_stages=num_stages)
+
+    found: dict[str, Callable[[], Tuning]] = {
+        f"{stages} stages": partial(with_stages, stages) for stages in SWEPT_STAGES
+    }
+    return found | {"smallest tiles apart": partial(find, is_small_apart=True)}
+
+
+def time_tuning(
+    heads: Heads, step: Step, name: str, make_tuning: Callable[[], Tuning]
+) -> Iterator[Timing]:
+    """With another tuning than the table's, where there is one and shared memory allows it."""
+    case = f"attention, {heads.name}, {step.name}, {name}"
+    try:
+        tuning = make_tuning()
+    except ValueError as error:
+        print(f"not measured: {case}: {error}", file=sys.stderr)
+        return
+    launch, _ = make_launch(step, heads, dtype(), device(), tuning=tuning)
+    try:
+        launch.run()
+    except OutOfResources as error:
+        print(f"not measured: {case}: {error}", file=sys.stderr)
+        return
+    yield timing(case, launch.run, *attention_work(heads, step, launch))
+
+
+def attention_work(heads: Heads, step: Step, launch: Launch) -> tuple[float, float]:
+    """(bytes, operations) that the step cannot do without."""
+    key_bytes = heads.head_dim * launch.key_cache.itemsize
+    kv_bytes = 2 * step.keys_read * heads.num_kv_heads * key_bytes
+    flops = 4.0 * heads.num_heads * heads.head_dim * step.pairs
+    return float(kv_bytes + 2 * launch.query.nbytes), flops
+
+
+def time_prefill_beside_torch(heads: Heads) -> Iterator[Timing]:
     """Four prompts, beside the fused attention of torch on the same tensors laid out densely."""
     step = prefill(f"prefill, 4 prompts of {PROMPT}, beside torch", 4, 1, 0, PROMPT)
     launch, _ = make_launch(step, heads, dtype(), device())
@@ -112,7 +190,7 @@ def time_prefill_beside_torch(heads: Heads) -> Timing:
     flops = 4.0 * heads.num_heads * heads.head_dim * step.pairs
     num_bytes = float(2 * launch.query.nbytes + 2 * key.nbytes)
     case = f"attention, {heads.name}, {step.name}"
-    return timing(case, launch.run, num_bytes, flops, ("torch's fused attention, dense", dense))
+    yield timing(case, launch.run, num_bytes, flops, ("torch's fused attention, dense", dense))
 
 
 def time_small_operations(heads: Heads) -> Iterator[Timing]:
@@ -142,10 +220,16 @@ def time_small_operations(heads: Heads) -> Iterator[Timing]:
     )
 
 
-def time_sampling() -> Iterator[Timing]:
-    logits = _normal(SAMPLED_ROWS, VOCAB_SIZE)
-    rows = (SAMPLED_ROWS,)
-    uniform = torch.randint(0, 2**24, rows, device=device()).float() / 2**24
+def time_sampling(num_rows: int, way: str) -> Iterator[Timing]:
+    """One of SAMPLINGS, with the types of the engine."""
+    temperature, top_k, top_p = SAMPLINGS[way]
+    logits = _normal(num_rows, VOCAB_SIZE)
+    settings = (
+        torch.full((num_rows,), temperature, device=device()),
+        torch.full((num_rows,), top_k, dtype=torch.int32, device=device()),
+        torch.full((num_rows,), top_p, device=device()),
+        torch.randint(0, 2**24, (num_rows,), device=device()).float() / 2**24,
+    )
 
     def softmax() -> Tensor:
         return torch.multinomial(torch.softmax(logits.float(), -1), 1)
@@ -155,32 +239,25 @@ def time_sampling() -> Iterator[Timing]:
         ordered[ordered.cumsum(-1) - ordered >= 0.9] = 0
         return index.gather(1, torch.multinomial(ordered, 1))
 
-    for name, temperature, top_k, top_p, other in (
-        ("greedy", 0.0, 0, 1.0, ("torch's argmax", lambda: logits.argmax(-1))),
-        ("free", 1.0, 0, 1.0, ("torch's softmax and multinomial", softmax)),
-        ("top_k 50", 1.0, 50, 1.0, None),
-        ("top_p 0.9", 1.0, 0, 0.9, ("torch's sort and multinomial", sorted_top_p)),
-    ):
-        settings = (
-            torch.full(rows, temperature, device=device()),
-            torch.full(rows, top_k, dtype=torch.int64, device=device()),
-            torch.full(rows, top_p, device=device()),
-            uniform,
-        )
-        yield timing(
-            f"sample_rows, {SAMPLED_ROWS} x {VOCAB_SIZE}, {name}",
-            lambda settings=settings: sample_rows(logits, *settings),  # type: ignore[misc]  # mypy cannot infer a lambda with a default
-            float(logits.nbytes),
-            0.0,
-            other,
-        )
+    others: dict[str, tuple[str, Callable[[], object]]] = {
+        "greedy": ("torch's argmax", lambda: logits.argmax(-1)),
+        "free": ("torch's softmax and multinomial", softmax),
+        "top_p 0.9": ("torch's sort and multinomial", sorted_top_p),
+    }
+    yield timing(
+        f"sample_rows, {num_rows} x {VOCAB_SIZE}, {way}",
+        lambda: sample_rows(logits, *settings),
+        float(logits.nbytes),
+        0.0,
+        others.get(way),
+    )
 
 
 def time_products(heads: Heads) -> Iterator[Timing]:
     """The linear layers' products, which are torch's: what the kernels stand beside."""
     width = (heads.num_heads + 2 * heads.num_kv_heads) * heads.head_dim
     weight = _normal(width, HIDDEN)
-    for num_rows in (SAMPLED_ROWS, NUM_ROWS):
+    for num_rows in (SAMPLED_ROWS[0], NUM_ROWS):
         x = _normal(num_rows, HIDDEN)
         yield timing(
             f"product of q, k and v, {num_rows} x {HIDDEN} x {width}",
@@ -190,39 +267,50 @@ def time_products(heads: Heads) -> Iterator[Timing]:
         )
 
 
-def all_timings() -> Iterator[Timing]:
-    for heads in HEADS:
-        for step in STEPS:
-            yield time_attention(heads, step)
-        yield time_prefill_beside_torch(heads)
+def all_timings() -> Iterator[tuple[str, Callable[[], Iterator[Timing]]]]:
+    """Each with a name, the most telling first."""
+    first = HEADS[0]
+    for step in FIRST_STEPS:
+        yield step.name, partial(time_attention, first, step)
+    yield "prefill beside torch", partial(time_prefill_beside_torch, first)
+    yield MIXED.name, partial(time_attention, first, MIXED)
+    for step in SWEPT_STEPS:
+        for name, tuning in tunings(first).items():
+            yield f"{step.name}, {name}", partial(time_tuning, first, step, name, tuning)
+    yield "small operations", partial(time_small_operations, first)
+    for num_rows in SAMPLED_ROWS[::-1]:
+        for way in SAMPLINGS:
+            yield f"sample_rows, {num_rows}, {way}", partial(time_sampling, num_rows, way)
+    yield "products", partial(time_products, first)
     if not IS_TOY:  # the interpreter has float32 queries here, which take no such cache
-        for step in STEPS[:2]:
-            yield time_attention(HEADS[0], step, torch.float8_e4m3fn)
-    yield from time_small_operations(HEADS[0])
-    yield from time_sampling()
-    yield from time_products(HEADS[0])
+        for step in FIRST_STEPS[:2]:
+            float8 = partial(time_attention, first, step, torch.float8_e4m3fn)
+            yield f"{step.name}, float8 cache", float8
+    for step in OTHER_STEPS:
+        yield step.name, partial(time_attention, first, step)
+    for heads in HEADS[1:]:
+        for step in (*FIRST_STEPS, MIXED, *OTHER_STEPS):
+            yield f"{heads.name}, {step.name}", partial(time_attention, heads, step)
+        yield f"{heads.name}, prefill beside torch", partial(time_prefill_beside_torch, heads)
+
+
+def cases() -> Iterator[Case]:
+    def records(measure: Callable[[], Iterator[Timing]]) -> Iterator[Record]:
+        return map(asdict, measure())
+
+    for name, measure in all_timings():
+        yield Case(name, partial(records, measure))
+
+
+def line(record: Record) -> str:
+    ratio = record["ratio"]
+    other = "" if ratio is None else f"; {record['compared_with']}: {ratio:.2f} x its time"
+    return (
+        f"{record['microseconds']:10.1f} us {record['gb_per_second']:8.0f} GB/s "
+        f"{record['tflops']:7.1f} TFLOP/s {record['share_of_peak']:6.1%} of peak  "
+        f"{record['case']}{other}"
+    )
 
 
 def _normal(*shape: int) -> Tensor:
     return torch.randn(shape, device=device()).to(dtype())
-
-
-def main() -> None:
-    rates = hardware()
-    print(
-        f"measured: {rates.flops / 1e12:.1f} TFLOP/s of a large product, "
-        f"{rates.bandwidth / 1e12:.2f} TB/s of a large copy"
-    )
-    timings = []
-    for one in all_timings():
-        timings.append(one)
-        ratio = "" if one.ratio is None else f"; {one.compared_with}: {one.ratio:.2f} x its time"
-        print(
-            f"{one.microseconds:10.1f} us {one.gb_per_second:8.0f} GB/s {one.tflops:7.1f} TFLOP/s "
-            f"{one.share_of_peak:6.1%} of peak  {one.case}{ratio}"
-        )
-    write_results("kernel-bench", map(asdict, timings))
-
-
-if __name__ == "__main__":
-    main()

@@ -5,6 +5,7 @@ Imports neither the settings nor a command line, so that it runs wherever torch 
 
 from __future__ import annotations
 
+import copy
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -13,7 +14,9 @@ from pathlib import Path
 import torch
 
 from trunkline.engine.calibration import shape_of
+from trunkline.engine.gpu_memory import run_largest_step
 from trunkline.engine.gpu_runner import GpuRunner
+from trunkline.engine.graphs import MOST_ROWS, padded_sizes
 from trunkline.engine.kv_cache import allocate_kv_cache, num_pages_for
 from trunkline.engine.model.config import ModelConfig, load_config
 from trunkline.engine.model.decoder import Decoder
@@ -60,21 +63,47 @@ class BenchmarkEngine:
         max_batch_tokens: int,
         *,
         cuda_graphs: bool = True,
+        cuda_graph_rows: int = MOST_ROWS,
     ) -> None:
         self.decoder = decoder
+        self._cuda_graphs = cuda_graphs
+        self._cuda_graph_rows = cuda_graph_rows
         self.config = decoder.config
         self.max_batch_tokens = max_batch_tokens
         self.num_pages = num_pages_for(self.config, decoder.dtype, PAGE_SIZE, kv_bytes)
-        cache = allocate_kv_cache(
+        self._cache = allocate_kv_cache(
             self.config, decoder.dtype, decoder.device, self.num_pages, PAGE_SIZE
         )
-        self.runner: StepRunner
-        if triton_for(cache.keys[0]):
-            self.runner = GpuRunner(
-                decoder, cache, max_batch_tokens=max_batch_tokens, cuda_graphs=cuda_graphs
-            )
-        else:
-            self.runner = Runner(decoder, cache)
+        self.runner = self._make_runner()
+
+    def _make_runner(self) -> StepRunner:
+        if not triton_for(self._cache.keys[0]):
+            return Runner(self.decoder, self._cache)
+        return GpuRunner(
+            self.decoder,
+            self._cache,
+            max_batch_tokens=self.max_batch_tokens,
+            cuda_graphs=self._cuda_graphs,
+            cuda_graph_rows=self._cuda_graph_rows,
+        )
+
+    def with_step_tokens(self, max_batch_tokens: int) -> BenchmarkEngine:
+        """An engine of other steps on the same weights and cache; one of the two runs at a time."""
+        other = copy.copy(self)
+        other.max_batch_tokens = max_batch_tokens
+        other.runner = other._make_runner()
+        return other
+
+    def record_graphs(self) -> None:
+        """Record the launches for all numbers of rows, which a run does at the second time of each.
+
+        What moves when it grows must have grown before.
+        """
+        if isinstance(self.runner, GpuRunner) and self.runner.recorded_rows:
+            # The largest first: the memory of its intermediate results serves all.
+            for num_rows in reversed(padded_sizes(self.runner.recorded_rows)):
+                for _ in range(2):
+                    run_largest_step(self.runner, num_rows)
 
     @property
     def memory_bytes(self) -> float:

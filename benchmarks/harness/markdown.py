@@ -78,10 +78,11 @@ def _row_cells(row: Row) -> tuple[str, ...] | None:
     if row.not_measured is not None:
         return None
     runs = f"{min(row.ratios):.2f} to {max(row.ratios):.2f}" if len(row.ratios) > 1 else "one run"
+    steps = "" if row.step_tokens is None else f", steps of {row.step_tokens:,}"
     return (
         row.workload,
-        f"{row.engine} {row.version}".strip(),
-        f"{row.ratio:.2f}",
+        f"{row.engine} {row.version}".strip() + steps,
+        f"{row.ratio:.2f}" if row.ratios else "",
         runs,
         _percent(row.saved_share),
         "" if row.peak_kv_tokens is None else f"{row.peak_kv_tokens:,} tokens",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -41,6 +42,9 @@ class Row:
     floor_s: float | None = None  # products and attention one after the other (LB2)
     lower_bound_s: float | None = None  # all arithmetic under all memory traffic (LB)
     not_measured: str | None = None  # why there are no seconds
+    step_tokens: int | None = None  # rows of a step at most
+    torch: str | None = None  # the version
+    triton: str | None = None  # likewise
     # The first tokens of some outputs agree with the plan's; a look at sanity, not at equality.
     heads_agree: float | None = None
 
@@ -78,7 +82,7 @@ class Row:
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """Replace what `path` held: a file is one call's results."""
-    write_records(path, (_as_json(row) for row in rows))
+    write_records(path, map(as_record, rows))
 
 
 def write_records(path: Path, records: Iterable[dict[str, Any]]) -> None:
@@ -96,7 +100,13 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def commit_name() -> str:
-    """The checkout's commit, marked when files differ from it; "unknown" without git."""
+    """The checkout's commit, marked when files differ from it; "unknown" without git.
+
+    BENCHMARK_COMMIT names it where a copy of the checkout is not git's.
+    """
+    given = os.environ.get("BENCHMARK_COMMIT")
+    if given:
+        return given
     command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
     folder = Path(__file__).parent
     try:
@@ -124,7 +134,8 @@ _DERIVED = (
 )
 
 
-def _as_json(row: Row) -> dict[str, Any]:
+def as_record(row: Row) -> dict[str, Any]:
+    """The row's line of a file: what is known, and what follows from it."""
     fields = {name: value for name, value in asdict(row).items() if value not in (None, [])}
     if row.seconds:
         fields |= {name: getattr(row, name) for name in _DERIVED if getattr(row, name) is not None}

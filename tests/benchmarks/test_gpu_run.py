@@ -10,15 +10,17 @@ import sys
 from pathlib import Path
 
 import pytest
+from harness.markdown import render
+from harness.rows import Row, read_rows, write_rows
 
 from tests.support import missing
 
-PARTS = ("kernels", "equality", "kernel-bench", "end-to-end", "profile", "peer")
+USUAL_PARTS = ("smoke", "kernels", "kernel-bench", "end-to-end", "profile", "equality")
 
 # What a machine for GPU work has not got, and the benchmarks must do without.
 ABSENT = (
     *("pydantic", "pydantic_settings", "fastapi", "sqlalchemy", "typer", "rich", "psycopg"),
-    "llguidance",
+    *("llguidance", "openai"),
 )
 
 
@@ -34,6 +36,7 @@ def run(benchmarks: Path, out: Path, *arguments: str) -> subprocess.CompletedPro
         "PYTHON": sys.executable,
         "PYTHONPATH": str(absent),
         "OMP_NUM_THREADS": "1",
+        "BENCHMARK_COMMIT": "a copy",
     }
     return subprocess.run(
         [benchmarks / "gpu" / "run.sh", *arguments],
@@ -48,8 +51,9 @@ def run(benchmarks: Path, out: Path, *arguments: str) -> subprocess.CompletedPro
 @pytest.mark.parametrize(
     "chosen",
     [
-        pytest.param(("kernels", "equality"), id="two"),
-        pytest.param((), id="every one", marks=pytest.mark.slow),
+        pytest.param(("smoke", "kernels"), id="two"),
+        pytest.param((), id="the usual ones", marks=pytest.mark.slow),
+        pytest.param(("peer",), id="peer", marks=pytest.mark.slow),
     ],
 )
 def test_parts_run_as_toys(chosen: tuple[str, ...], benchmarks: Path, tmp_path: Path) -> None:
@@ -57,16 +61,37 @@ def test_parts_run_as_toys(chosen: tuple[str, ...], benchmarks: Path, tmp_path: 
         missing("Triton is not installed")
     done = run(benchmarks, tmp_path, "--toy", *chosen)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert {path.stem for path in tmp_path.glob("gpu-*.jsonl")} == {
-        f"gpu-{part}" for part in chosen or PARTS
-    }
-    for part in chosen or PARTS:
+    parts = chosen or USUAL_PARTS
+    files = {path.name for path in tmp_path.glob("gpu-*")}
+    assert files == {f"gpu-{part}.jsonl" for part in (*parts, "visit")}
+    for part in parts:
         lines = (tmp_path / f"gpu-{part}.jsonl").read_text().splitlines()
         records = [json.loads(line) for line in lines]
         assert records
         assert {record["part"] for record in records} == {f"gpu-{part}"}
-    assert "no results" not in done.stdout
+        assert {record["commit"] for record in records} == {"a copy"}
+        assert all({"device", "torch", "triton", "flops", "bandwidth"} <= r.keys() for r in records)
+        assert f"ok       {part}: {len(records)} results" in done.stdout.split("== summary")[1]
     assert "WRONG" not in done.stdout
+
+
+@pytest.mark.interpreter
+@pytest.mark.slow  # the quick ones write no rows of whole workloads
+def test_rows_of_whole_workloads_are_read_again(benchmarks: Path, tmp_path: Path) -> None:
+    if importlib.util.find_spec("triton") is None:
+        missing("Triton is not installed")
+    done = run(benchmarks, tmp_path, "--toy", "end-to-end")
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = read_rows(tmp_path / "gpu-end-to-end.jsonl")
+    settings = [row.engine.removeprefix("trunkline ") for row in rows]
+    assert settings[:3] == ["planned+planned", "planned+planned", "fcfs+lru grouping=off"]
+    plans = {row.step_tokens: row.median_seconds for row in rows[:2]}
+    assert list(plans) == [32, 48]
+    assert rows[2].step_tokens == min(plans, key=lambda tokens: plans[tokens])
+    assert rows[2].ratios == [
+        pytest.approx(rows[2].median_seconds / plans[rows[2].step_tokens], abs=1e-3)
+    ]
+    assert all(row.floor_s is not None and row.lower_bound_s is not None for row in rows)
 
 
 def test_an_unknown_part_is_refused(benchmarks: Path, tmp_path: Path) -> None:
@@ -74,3 +99,25 @@ def test_an_unknown_part_is_refused(benchmarks: Path, tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "no part 'kernel'" in done.stderr
     assert "kernel-bench" in done.stderr
+
+
+def test_a_row_whose_plan_another_process_ran_is_shown(tmp_path: Path) -> None:
+    row = Row(
+        part="gpu-end-to-end",
+        workload="W1-16",
+        size="2000/200/100 in groups of 16; 640 requests",
+        engine="trunkline fcfs+lru",
+        version="0.1.0",
+        model="Llama-3.1-8B",
+        dtype="bfloat16",
+        device="a GPU",
+        commit="abc1234",
+        seconds=[12.0],
+        prompt_tokens=1000,
+        computed_prompt_tokens=400,
+        step_tokens=4096,
+        floor_s=6.0,
+    )
+    write_rows(tmp_path / "gpu-end-to-end.jsonl", [row])
+    cells = "| W1-16 | trunkline fcfs+lru 0.1.0, steps of 4,096 |  | one run | 60% |  | 50% |"
+    assert cells in render(tmp_path)
