@@ -110,7 +110,7 @@ _ROWS: dict[TuningKey, Tuning] = {
     TuningKey("sm_80", 64, 2, True): _guess((128, 64, 16), (64, 64, 64), 4, as_bits=True),
     TuningKey("sm_80", 64, 4, False): _guess((32, 16), (32, 32), 3, precision=_TF32),
     TuningKey("sm_80", 128, 2, False): _guess((128, 64, 16), (32, 64, 64), 3),
-    TuningKey("sm_80", 128, 2, True): _guess((128, 64, 16), (64, 64, 64), 4, as_bits=True),
+    TuningKey("sm_80", 128, 2, True): _guess((128, 64, 16), (32, 64, 64), 4, as_bits=True),
     TuningKey("sm_80", 128, 4, False): _guess((32, 16), (16, 16), 3, precision=_TF32),
     TuningKey("sm_80", 256, 2, False): _guess((64, 16), (16, 32), 3),
     TuningKey("sm_80", 256, 2, True): _guess((64, 16), (32, 32), 3, as_bits=True),
