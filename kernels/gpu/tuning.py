@@ -119,7 +119,7 @@ _ROWS: dict[TuningKey, Tuning] = {
     TuningKey("sm_90", 64, 2, True): _guess((128, 64, 16), (64, 64, 64), 4),
     TuningKey("sm_90", 64, 4, False): _guess((32, 16), (32, 32), 3, precision=_TF32),
     TuningKey("sm_90", 128, 2, False): _guess((128, 64, 16), (64, 64, 64), 4),
-    TuningKey("sm_90", 128, 2, True): _guess((128, 64, 16), (64, 32, 64), 4),
+    TuningKey("sm_90", 128, 2, True): _guess((128, 64, 16), (32, 32, 64), 4),
     TuningKey("sm_90", 128, 4, False): _guess((32, 16), (32, 32), 3, precision=_TF32),
     TuningKey("sm_90", 256, 2, False): _guess((128, 16), (32, 64), 3),
     TuningKey("sm_90", 256, 2, True): _guess((128, 16), (32, 64), 4),
