@@ -19,7 +19,7 @@ from gpu import models
 from gpu.check_kernels import DTYPES, HEADS, SIZES, VOCAB_SIZE
 from gpu.machine import IS_TOY, dtype, dtype_name
 from gpu.steps import PAGE_SIZE, Heads, decode, make_launch
-from gpu.time_kernels import tunings
+from gpu.time_kernels import MakeTuning, tunings
 from harness.engine_run import BenchmarkEngine, Stepper
 from trunkline.engine.kv_cache import kv_bytes_per_token
 from trunkline.engine.model.config import config_from_hf
@@ -31,7 +31,6 @@ from trunkline.kernels.gpu.rope_and_cache import rope_and_cache
 from trunkline.kernels.gpu.sampling import sample_rows
 from trunkline.kernels.gpu.silu_mul import silu_mul
 from trunkline.kernels.gpu.token_masks import apply_token_masks
-from trunkline.kernels.gpu.tuning import Tuning
 
 Launch = Callable[[torch.device], None]
 
@@ -131,11 +130,9 @@ def _attention(
     launch.run()
 
 
-def _attention_of_tuning(
-    heads: Heads, make_tuning: Callable[[], Tuning], device: torch.device
-) -> None:
+def _attention_of_tuning(heads: Heads, make_tuning: MakeTuning, device: torch.device) -> None:
     try:
-        tuning = make_tuning()
+        tuning = make_tuning(device)
     except ValueError:  # the table has none
         return
     launch, _ = make_launch(STEP, heads, dtype(), device, tuning=tuning)

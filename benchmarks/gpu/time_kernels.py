@@ -85,6 +85,10 @@ SAMPLINGS = {
 }
 
 
+# Raises a ValueError where there is none for the device.
+MakeTuning = Callable[[torch.device], Tuning]
+
+
 @dataclass(frozen=True)
 class Timing:
     """One kernel on one shape."""
@@ -132,26 +136,28 @@ def time_attention(
     yield timing(case, launch.run, *attention_work(heads, step, launch), other)
 
 
-def tunings(heads: Heads) -> dict[str, Callable[[], Tuning]]:
+def tunings(heads: Heads) -> dict[str, MakeTuning]:
     """What is tried in place of the table's row, by name."""
-    find = partial(find_tuning, architecture(device()), heads.head_dim, dtype(), dtype())
 
-    def with_stages(num_stages: int) -> Tuning:
-        return dataclasses.replace(find(), num_stages=num_stages)
+    def with_stages(num_stages: int, device: torch.device) -> Tuning:
+        return dataclasses.replace(find(device), num_stages=num_stages)
 
-    found: dict[str, Callable[[], Tuning]] = {
+    def find(device: torch.device, *, is_small_apart: bool = False) -> Tuning:
+        return find_tuning(
+            architecture(device), heads.head_dim, dtype(), dtype(), is_small_apart=is_small_apart
+        )
+
+    found: dict[str, MakeTuning] = {
         f"{stages} stages": partial(with_stages, stages) for stages in SWEPT_STAGES
     }
     return found | {"smallest tiles apart": partial(find, is_small_apart=True)}
 
 
-def time_tuning(
-    heads: Heads, step: Step, name: str, make_tuning: Callable[[], Tuning]
-) -> Iterator[Timing]:
+def time_tuning(heads: Heads, step: Step, name: str, make_tuning: MakeTuning) -> Iterator[Timing]:
     """With another tuning than the table's, where there is one and shared memory allows it."""
     case = f"attention, {heads.name}, {step.name}, {name}"
     try:
-        tuning = make_tuning()
+        tuning = make_tuning(device())
     except ValueError as error:
         print(f"not measured: {case}: {error}", file=sys.stderr)
         return

@@ -139,6 +139,7 @@ def test_all_parts_but_the_peer_run(start: Start, tmp_path: Path) -> None:
     assert output.startswith("a machine\n== smoke, 60 s\nmeasured case 0\n")
     assert [line.split(",")[0] for line in output.splitlines() if line.startswith("== ")] == [
         *(f"== {part}" for part in parts),
+        "== kernels: none",
         "== summary",
     ]
     for part in parts:
