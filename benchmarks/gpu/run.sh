@@ -15,6 +15,8 @@
 # SECONDS_PER_PART   most seconds of each part, its own budget (gpu/parts.py) unless given
 # STEP_TOKENS        most rows of a step that end-to-end tries, 2048,4096,8192 unless given
 # GRAPH_ROWS         most rows of a step that is recorded in a CUDA graph, 4096 unless given
+# PEER_PACKAGES      folder of vLLM and what it needs, which gpu/join_peer.sh prints; not given: the
+#                    packages of the interpreter
 # KERNEL_CACHE       folder with compiled kernels that `python -m gpu.fill_cache` has filled,
 #                    benchmarks/gpu/kernel-cache unless given; what it lacks is compiled into it
 # BENCHMARK_COMMIT   names the commit where git cannot

@@ -1,4 +1,7 @@
-"""Contestants answer the same jobs in turn, so that a slow minute hits all of them."""
+"""Contestants answer the same jobs in turn, so that a slow minute hits all of them.
+
+`Succession` is for those that do not fit beside each other: one begins when another has ended.
+"""
 
 from __future__ import annotations
 
@@ -57,10 +60,7 @@ def duel(
     rows = []
     given_up: dict[str, str] = {}  # why an entry has ended, by label
     for size in sizes:
-        items = size.make()
-        job = scratch / f"{size.workload}.json"
-        outputs = [item.num_output_tokens for item in items]
-        Job([item.prompt.tolist() for item in items], outputs).write(job)
+        items, job = _written_job(size, scratch)
         taking_part = [e for e in entries if size.kv_tokens is None or e.takes_kv_limit]
         replies, failures = _run_in_turn(size, job, taking_part, repeat, given_up)
         ended = [e.label for e in taking_part if e.contestant.has_ended]
@@ -68,6 +68,48 @@ def duel(
         rows += _rows(setup, size, items, taking_part, replies, failures)
         job.unlink()
     return rows
+
+
+class Succession:
+    """Contestants that have a machine to themselves, the first of which is what ratios refer to."""
+
+    def __init__(self, setup: Setup, repeat: int, scratch: Path) -> None:
+        """See `duel`."""
+        self._setup = setup
+        self._repeat = repeat
+        self._scratch = scratch
+        self._first: Entry | None = None
+        self._replies: dict[Size, list[dict[str, Any]]] = {}
+
+    def run(self, size: Size, entry: Entry) -> Row:
+        """The row of a workload that `entry` answers.
+
+        Raises:
+            PeerUnavailableError: it fails.
+            LookupError: the first has not answered this workload.
+        """
+        items, job = _written_job(size, self._scratch)
+        first = self._first = self._first or entry
+        try:
+            replies, _ = _run_in_turn(size, job, [entry], self._repeat, {})
+        finally:
+            job.unlink()
+        if entry is first:
+            self._replies[size] = replies[entry.label]
+        if size not in self._replies:
+            raise LookupError(f"{first.label} has not answered {size.workload}")
+        both = {first.label: self._replies[size]} | replies
+        entries = [first] if entry is first else [first, entry]
+        return _rows(self._setup, size, items, entries, both, {})[-1]
+
+
+def _written_job(size: Size, scratch: Path) -> tuple[list[WorkItem], Path]:
+    """The requests of a workload, and the file of them for contestants."""
+    items = size.make()
+    job = scratch / f"{size.workload}.json"
+    outputs = [item.num_output_tokens for item in items]
+    Job([item.prompt.tolist() for item in items], outputs).write(job)
+    return items, job
 
 
 def missing_row(setup: Setup, size: Size, name: str, reason: str) -> Row:

@@ -45,7 +45,13 @@ PEERS = {
             "vllm_gpu",
             PROGRAMS / "vllm_gpu.py",
             ("vllm==0.26.0",),
-            environment={"HF_HUB_OFFLINE": "1"},
+            environment={
+                "HF_HUB_OFFLINE": "1",
+                "VLLM_HOST_IP": "127.0.0.1",  # or it would ask a name server
+                "VLLM_NO_USAGE_STATS": "1",
+                # For top-k and top-p, which no benchmark uses; it would have to be installed.
+                "VLLM_USE_FLASHINFER_SAMPLER": "0",
+            },
         ),
         Peer("transformers_continuous", PROGRAMS / "transformers_continuous.py"),
         Peer("transformers_padded", PROGRAMS / "transformers_padded.py"),

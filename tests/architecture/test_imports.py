@@ -32,6 +32,10 @@ print(len(modules))
 
 # Function-level imports, each with the reason why it is not at the top of the file.
 LATE_IMPORTS = {
+    (
+        "benchmarks/peers/vllm_gpu.py",
+        "peers.vllm_engine",
+    ): "vLLM prints when it is imported, which must not be taken for a reply",
     ("engine/cli.py", "trunkline.engine.service"): "torch; --help must be quick",
     ("engine/cli.py", "trunkline.engine.offline"): "torch; --help must be quick",
     ("engine/cli.py", "trunkline.engine.icicle"): "Pillow, which the server has not",

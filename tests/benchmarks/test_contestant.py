@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 from harness.contestant import Contestant
-from harness.duel import Entry, Setup, duel
+from harness.duel import Entry, Setup, Succession, duel
 from harness.environments import PEERS, PeerUnavailableError, python_of
 from harness.sizes import Size
 from peers.protocol import Job, Options
@@ -116,6 +116,23 @@ def test_duel_pairs_runs_and_reports_failures(program: Path, tmp_path: Path) -> 
     share = found["W9", "fast"].share_of_floor
     assert share is not None
     assert share > 0
+
+
+def test_a_succession_compares_with_one_that_has_ended(program: Path, tmp_path: Path) -> None:
+    setup = Setup("trial", "a model", "float32", "a device", MODEL_SHAPES["smollm2-135m"])
+    size, other = Size("W9", 3, 0.05), Size("W9", 2, 0.05)
+    succession = Succession(setup, 2, tmp_path)
+    with start(program) as echo:
+        first = succession.run(size, Entry("fast", echo))
+    with start(program) as echo:
+        second = succession.run(size, Entry("slow", echo, {"mode": "slow"}))
+        with pytest.raises(PeerUnavailableError, match="out of paper"):
+            succession.run(size, Entry("broken", echo, {"mode": "fail"}))
+        with pytest.raises(LookupError, match="fast has not answered W9"):
+            succession.run(other, Entry("slow", echo))
+    assert (first.engine, first.ratios) == ("fast", [1.0, 1.0])
+    assert (second.engine, second.ratios) == ("slow", [4.0, 4.0])
+    assert second.floor_s == first.floor_s
 
 
 def test_a_program_that_takes_too_long_is_given_up(program: Path, tmp_path: Path) -> None:

@@ -24,7 +24,35 @@ ABSENT = (
 )
 
 
-def run(benchmarks: Path, out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+# Answers like vLLM, with the first token of each prompt, and prints while it is imported.
+VLLM = """
+import time
+from types import SimpleNamespace
+
+__version__ = "0.0.1"
+print("a line that is no reply")
+SamplingParams = SimpleNamespace
+
+class LLM:
+    def __init__(self, **arguments):
+        assert arguments["enable_prefix_caching"]
+        assert arguments["kv_cache_memory_bytes"] > 0
+
+    def reset_prefix_cache(self):
+        pass
+
+    def generate(self, prompts, sampling, use_tqdm):
+        ids = [prompt["prompt_token_ids"] for prompt in prompts]
+        assert ids == sorted(ids)
+        time.sleep(0.01)
+        outputs = [each[:1] * one.max_tokens for each, one in zip(ids, sampling, strict=True)]
+        return [SimpleNamespace(outputs=[SimpleNamespace(token_ids=ids)]) for ids in outputs]
+"""
+
+
+def run(
+    benchmarks: Path, out: Path, *arguments: str, **variables: str
+) -> subprocess.CompletedProcess[str]:
     """run.sh with an interpreter in which some modules cannot be imported."""
     absent = out / "absent"
     absent.mkdir()
@@ -37,6 +65,7 @@ def run(benchmarks: Path, out: Path, *arguments: str) -> subprocess.CompletedPro
         "PYTHONPATH": str(absent),
         "OMP_NUM_THREADS": "1",
         "BENCHMARK_COMMIT": "a copy",
+        **variables,
     }
     return subprocess.run(
         [benchmarks / "gpu" / "run.sh", *arguments],
@@ -92,6 +121,25 @@ def test_rows_of_whole_workloads_are_read_again(benchmarks: Path, tmp_path: Path
         pytest.approx(rows[2].median_seconds / plans[rows[2].step_tokens], abs=1e-3)
     ]
     assert all(row.floor_s is not None and row.lower_bound_s is not None for row in rows)
+
+
+@pytest.mark.interpreter
+@pytest.mark.slow  # as above
+def test_the_peer_follows_when_ours_has_ended(benchmarks: Path, tmp_path: Path) -> None:
+    if importlib.util.find_spec("triton") is None:
+        missing("Triton is not installed")
+    packages = tmp_path / "packages"
+    (packages / "vllm").mkdir(parents=True)
+    (packages / "vllm" / "__init__.py").write_text(VLLM)
+    done = run(benchmarks, tmp_path, "--toy", "peer", PEER_PACKAGES=str(packages))
+    assert done.returncode == 0, done.stdout + done.stderr
+    ours, peer = read_rows(tmp_path / "gpu-peer.jsonl")
+    assert (ours.engine, ours.ratios) == ("trunkline planned+planned", [1.0])
+    assert (peer.engine, peer.version, peer.not_measured) == ("vllm_gpu", "0.0.1", None)
+    assert peer.output_tokens == ours.output_tokens
+    assert peer.floor_s == ours.floor_s
+    assert len(peer.ratios) == 1
+    assert "a line that is no reply" in (tmp_path / "vllm.log").read_text()
 
 
 def test_an_unknown_part_is_refused(benchmarks: Path, tmp_path: Path) -> None:
