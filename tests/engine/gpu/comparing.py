@@ -145,7 +145,7 @@ def compare(
 
     Prefixes of a page are read as groups, at both levels.
     """
-    monkeypatch.setattr(grouping, "MERGE_COST_KEYS", 1)
+    monkeypatch.setattr(grouping, "MERGE_COST_KEYS", 0)
     assert "TRITON_INTERPRET" not in os.environ, "the CPU's own kernels run first"
     cache = allocate_kv_cache(model, torch.float32, CPU, 64, PAGE)
     wanted = run(
