@@ -45,7 +45,7 @@ from trunkline.engine.residency import NO_LEADER, SharedNodes
 from trunkline.engine.scheduler_config import Policy, SchedulerConfig
 from trunkline.engine.sequence import FinishReason, Sequence
 from trunkline.engine.slots import SlotTable
-from trunkline.engine.step_builder import build_step_plan, in_attention_order
+from trunkline.engine.step_builder import build_step_plan
 from trunkline.engine.step_plan import StepPlan, StepResult
 from trunkline.engine.transfer import transfer_kv
 
@@ -461,9 +461,9 @@ class Scheduler:
         if not len(slots):
             assert self._in_flight, "something can always run"
             return None
-        slots = in_attention_order(table, slots, lengths[slots])
+        plan = build_step_plan(self._num_steps, table, slots, lengths[slots], self.config.page_size)
+        slots = plan.entry_sequence.astype(np.int64)  # in the plan's order
         taken = lengths[slots]
-        plan = build_step_plan(self._num_steps, table, slots, taken, self.config.page_size)
         reads = self._readings.plan(self._agenda, self._chains, table, plan)
         if reads is not None:
             plan = dataclasses.replace(plan, reads=reads)

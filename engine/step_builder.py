@@ -16,29 +16,21 @@ Int64Array = NDArray[np.int64]
 MIN_GROUP_ROWS = 2
 
 
-def in_attention_order(table: SlotTable, slots: Int64Array, lengths: Int64Array) -> Int64Array:
-    """`slots` with those that share what attention reads side by side.
-
-    Depth-first over the prefix tree, whatever the order of starting; last those that read their
-    prefix for themselves and would stand between the others.
-
-    Args:
-        slots: [num_entries] in any order.
-        lengths: [num_entries] tokens that the step computes of each.
-    """
-    alone = _reads_alone(table, slots, table.computed[slots], lengths)
-    return slots[np.lexsort((table.leaf[slots], alone))]
-
-
 def build_step_plan(
     step: int, table: SlotTable, slots: Int64Array, lengths: Int64Array, page_size: int
 ) -> StepPlan:
     """The plan that computes `lengths[e]` more tokens of each slot.
 
+    Its entries are in attention order: depth-first over the prefix tree, whatever the order of
+    starting; last those that read their prefix for themselves and would stand between the others.
+
     Args:
-        slots: [num_entries] in attention order, see `in_attention_order`.
+        slots: [num_entries] in any order.
         lengths: [num_entries] tokens, at least 1. `table.computed` is where each entry starts.
     """
+    alone = _reads_alone(table, slots, lengths)
+    order = np.lexsort((table.leaf[slots], alone))
+    slots, lengths, alone = slots[order], lengths[order], alone[order]
     start = table.computed[slots]
     end = start + lengths
     row_end = np.cumsum(lengths)
@@ -67,7 +59,7 @@ def build_step_plan(
         positions=positions.astype(np.int32),
         page_tables=page_tables,
         write_slots=pages * page_size + positions % page_size,
-        spans=_spans(table, slots, start, end, row_start, row_end),
+        spans=_spans(table, slots, start, end, row_start, row_end, alone),
     )
 
 
@@ -78,10 +70,11 @@ def _spans(
     end: Int64Array,
     row_start: Int64Array,
     row_end: Int64Array,
+    alone: BoolArray,
 ) -> AttentionSpans:
     """One span for each run of entries below a group's node, and one for each entry's own part.
 
-    An entry that reads its prefix for itself has no part in groups.
+    An entry of `alone` reads its prefix for itself and has no part in groups.
 
     Level by level from the root: a group's rows are contiguous because entries are in depth-first
     order, so run-length encoding the level's column finds them. An entry whose chunk begins before
@@ -89,7 +82,7 @@ def _spans(
     the levels an entry takes part in are always the first few.
     """
     own_start = np.zeros(len(slots), np.int64)
-    in_groups = ~_reads_alone(table, slots, start, row_end - row_start)
+    in_groups = ~alone
     columns: list[tuple[Int64Array, Int64Array, Int64Array, Int64Array, Int64Array]] = []
     for level in range(table.group.shape[1]):
         node = table.group[slots, level]
@@ -121,9 +114,7 @@ def _spans(
     )
 
 
-def _reads_alone(
-    table: SlotTable, slots: Int64Array, start: Int64Array, lengths: Int64Array
-) -> BoolArray:
+def _reads_alone(table: SlotTable, slots: Int64Array, lengths: Int64Array) -> BoolArray:
     """Whether each entry better reads its shared prefix for itself, [num_entries].
 
     Rows of one tile share a read. An entry whose rows fill tiles of their own reads its prefix as
@@ -135,7 +126,7 @@ def _reads_alone(
     in_groups = np.ones(len(slots), np.bool_)
     for level in range(table.group.shape[1]):
         node_end = table.group_end[slots, level]
-        in_groups &= (table.group[slots, level] != NO_GROUP) & (node_end <= start)
+        in_groups &= (table.group[slots, level] != NO_GROUP) & (node_end <= table.computed[slots])
         if not in_groups.any():
             break
         shared = np.where(in_groups, node_end, shared)

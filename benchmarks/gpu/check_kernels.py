@@ -72,6 +72,8 @@ else:
     NUM_ROWS, VOCAB_SIZE, SIZES = 777, 128_256, (576, 3584, 4096, 8192)
 
 
+# The interpreter's products in bfloat16 are wrong.
+HALF = torch.float16 if IS_TOY else torch.bfloat16
 WINDOW = 512
 # Temperature, top_k, top_p.
 SAMPLINGS = ((0.0, 0, 1.0), (1.0, 0, 1.0), (0.7, 50, 1.0), (1.0, 0, 0.9))
@@ -91,15 +93,26 @@ class Check:
 
 
 def check_attention(
-    heads: Heads, kind: torch.dtype, step: Step, window: int | None = None
+    heads: Heads,
+    kind: torch.dtype,
+    step: Step,
+    window: int | None = None,
+    *,
+    is_small_apart: bool = False,
 ) -> Iterator[Check]:
-    scale = heads.head_dim**-0.5
-    launch, spans = make_launch(step, heads, kind, device(), window=window)
+    """With the table's tuning, or with a launch apart for the smallest tiles, which it has not."""
+    tuning = None
+    if is_small_apart:
+        tuning = find_tuning(
+            architecture(device()), heads.head_dim, kind, kind, is_small_apart=True
+        )
+    launch, spans = make_launch(step, heads, kind, device(), window=window, tuning=tuning)
     wanted = reference.paged_attention(
-        launch.query, launch.key_cache, launch.value_cache, spans, scale, window
+        launch.query, launch.key_cache, launch.value_cache, spans, heads.head_dim**-0.5, window
     )
+    name = _attention_name(heads, kind, step, window)
     yield Check(
-        _attention_name(heads, kind, step, window),
+        f"{name}, smallest tiles apart" if is_small_apart else name,
         relative_error(launch.run(), wanted),
         TOLERANCES[kind],
     )
@@ -111,25 +124,12 @@ def _attention_name(heads: Heads, kind: torch.dtype, step: Step, window: int | N
 
 
 def check_float8_cache(heads: Heads, step: Step) -> Iterator[Check]:
-    """The interpreter's products in bfloat16 are wrong, so there in float16."""
-    kind = torch.float16 if IS_TOY else torch.bfloat16
+    kind = HALF
     launch, spans = make_launch(step, heads, kind, device(), kv_dtype=torch.float8_e4m3fn)
     key, value = launch.key_cache.to(kind), launch.value_cache.to(kind)  # exact
     scale = heads.head_dim**-0.5
     wanted = reference.paged_attention(launch.query, key, value, spans, scale)
     case = f"attention, {heads.name}, {dtype_name(kind)} over float8, {step.name}"
-    yield Check(case, relative_error(launch.run(), wanted), TOLERANCES[kind])
-
-
-def check_small_apart(heads: Heads, step: Step) -> Iterator[Check]:
-    """The smallest tiles in a launch of their own, which the table does not choose by itself."""
-    kind = torch.float16 if IS_TOY else torch.bfloat16
-    tuning = find_tuning(architecture(device()), heads.head_dim, kind, kind, is_small_apart=True)
-    launch, spans = make_launch(step, heads, kind, device(), tuning=tuning)
-    wanted = reference.paged_attention(
-        launch.query, launch.key_cache, launch.value_cache, spans, heads.head_dim**-0.5
-    )
-    case = f"{_attention_name(heads, kind, step)}, smallest tiles apart"
     yield Check(case, relative_error(launch.run(), wanted), TOLERANCES[kind])
 
 
@@ -230,7 +230,8 @@ def all_checks() -> Checks:
         name = f"sample_rows, temperature {temperature}, top_k {top_k}, top_p {top_p}"
         yield name, partial(check_sampling, temperature, top_k, top_p)
     for step in (STEPS[0], STEPS[-1]):
-        yield f"smallest tiles apart, {step.name}", partial(check_small_apart, HEADS[0], step)
+        apart = partial(check_attention, HEADS[0], HALF, step, is_small_apart=True)
+        yield f"smallest tiles apart, {step.name}", apart
     for kind in DTYPES:
         if kind != first:
             yield from _attention_checks(HEADS[0], kind)

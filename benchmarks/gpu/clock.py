@@ -1,4 +1,4 @@
-"""How much time a part has left."""
+"""The countdown of a part's budget."""
 
 from __future__ import annotations
 
@@ -26,5 +26,5 @@ class Clock:
         return self._seconds - self.used
 
     def allows(self, seconds: float = 0.0) -> bool:
-        """Whether something that takes so long would be through in time."""
+        """True if something that takes so long would be through in time."""
         return self.left > seconds

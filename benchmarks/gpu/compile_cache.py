@@ -24,6 +24,7 @@ from triton.compiler import make_backend
 from triton.runtime import cache as triton_cache
 
 MANIFEST = "manifest.json"
+MOST_NAMES = 6  # of kernels that were not found
 KEPT_SUFFIXES = (".cubin", ".json")
 # Of compute capability 9.0, as an H100 and an H200 are.
 HOPPER = GPUTarget("cuda", 90, 32)
@@ -53,10 +54,12 @@ class CacheListener:
         found[metadata["hash"]] = describe(src, metadata["name"])
 
     def __str__(self) -> str:
-        names = "; ".join(sorted(self.misses.values()))
+        names = sorted(self.misses.values())
+        more = len(names) - MOST_NAMES
+        names = names[:MOST_NAMES] + ([f"and {more} more"] if more > 0 else [])
         return (
             f"{len(self.hits) + len(self.misses)} kernels, {len(self.misses)} not in the cache"
-            + f": {names}" * bool(names)
+            + f": {'; '.join(names)}" * bool(names)
         )
 
 
@@ -136,7 +139,7 @@ def trim(folder: Path) -> None:
 
 
 def manifest() -> dict[str, str]:
-    """What compiled kernels depend on beside their source, and what else may be worth knowing."""
+    """Versions, settings and the key that compiled kernels depend on, beside their source."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,

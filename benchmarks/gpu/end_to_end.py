@@ -68,7 +68,7 @@ def tasks() -> list[Task]:
 
 
 class Runs:
-    """What this process has run; later runs are compared with it and planned from it."""
+    """The runs of this process; later ones are compared with them and planned from them."""
 
     def __init__(self) -> None:
         self._plans: dict[tuple[str, Size, int], EngineRun] = {}

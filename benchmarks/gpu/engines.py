@@ -30,7 +30,7 @@ _engines: dict[tuple[str, int], BenchmarkEngine] = {}
 
 
 def is_ready(model: str, step_tokens: int) -> bool:
-    """Whether `engine` would give one at once."""
+    """True if `engine` would give one at once."""
     return (model, step_tokens) in _engines
 
 

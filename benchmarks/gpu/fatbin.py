@@ -64,7 +64,7 @@ def wanted(entries: list[Entry], gpu: int) -> list[Entry]:
 
 
 def containers(library: bytes) -> Iterator[tuple[int, int, list[Entry]]]:
-    """Where each container begins and ends, and its entries."""
+    """(start, end, entries) of each container; bytes."""
     start = library.find(MAGIC)
     while 0 <= start <= len(library) - CONTAINER.size:
         *_, size = CONTAINER.unpack_from(library, start)

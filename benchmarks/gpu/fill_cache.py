@@ -74,7 +74,7 @@ def _fill(name: str) -> Found:
 def _fill_all(
     names: list[str], folder: Path, libraries: Path, num_processes: int
 ) -> Iterator[Found]:
-    """What `_fill` gives for each name, in their order."""
+    """Results of `_fill` for each name, in their order."""
     if num_processes == 1:
         _prepare(folder, libraries)
         yield from map(_fill, names)

@@ -1,4 +1,4 @@
-"""What has happened in a run so far, for the process that goes on after one that died.
+"""The events of a run so far, for the process that goes on after one that died.
 
 An event a line: `begin` and `end` of a part; of each of its cases `left out`, or `case`, its
 `result`s and then `done` or `raised`; `wrong` for a result that is not as it should be. A `case`

@@ -41,7 +41,7 @@ def run_part(part: Part, journal: Journal) -> None:
     journal.add(part.name, "begin")
     clock = Clock(time.time() if state.begun is None else state.begun, part.budget)
     print(f"== {part.name}, {max(clock.left, 0):.0f} s{', continued' * is_continued}", flush=True)
-    with RecordFile(results_file(part.name), is_continued=is_continued) as file:
+    with closing(RecordFile(results_file(part.name), is_continued=is_continued)) as file:
         try:
             module = importlib.import_module(part.module)
             with closing(module.cases()) as cases:

@@ -99,20 +99,18 @@ def paged_attention(
             page_tables.stride(0),
             num_kv_heads,
             work.window_positions,
-            **constexprs(
-                shape, work.tuning.precision, key_cache.shape[1], head_dim, soft_cap is not None
+            **shape.constexprs(
+                work.tuning.precision,
+                key_cache.shape[1],
+                head_dim,
+                has_soft_cap=soft_cap is not None,
             ),
             num_warps=shape.num_warps,
             num_stages=shape.num_stages,
             enable_fp_fusion=True,
         )
 
-    large, *small = work.tuning.launches
-    with work.beside() as side:
-        launch(large)
-        for shape in small:
-            with side():
-                launch(shape)
+    work.launch_all(launch)
     merge_partials(out, work)
     return out
 
@@ -261,12 +259,11 @@ def _attend(
     outputs = tl.zeros([num_lines, padded_dim], tl.float32)
     maximum = tl.full([num_lines], NO_MAXIMUM, tl.float32)
     total = tl.zeros([num_lines], tl.float32)
-    key = start + inner_start * block_keys + tl.arange(0, block_keys)
-    page = tl.load(table + key // page_size, mask=key < kv_end, other=0)
+    page = _pages_from(table, start + inner_start * block_keys, kv_end, page_size, block_keys)
     for block in range(inner_start, inner_end):
         # Known one block ahead: keys and values can be asked for without waiting for it.
-        key = start + (block + 1) * block_keys + tl.arange(0, block_keys)
-        next_page = tl.load(table + key // page_size, mask=key < kv_end, other=0)
+        next_start = start + (block + 1) * block_keys
+        next_page = _pages_from(table, next_start, kv_end, page_size, block_keys)
         outputs, maximum, total = _attend_block(
             outputs, maximum, total, queries, key_cache + cache_at, value_cache + cache_at, page,
             start + block * block_keys, kv_end, last, position - window, factor, soft_cap,
@@ -276,8 +273,7 @@ def _attend(
         page = next_page
     for edge in tl.range(inner_start + num_blocks - inner_end, num_stages=1):
         block = tl.where(edge < inner_start, edge, edge + inner_end - inner_start)
-        key = start + block * block_keys + tl.arange(0, block_keys)
-        page = tl.load(table + key // page_size, mask=key < kv_end, other=0)
+        page = _pages_from(table, start + block * block_keys, kv_end, page_size, block_keys)
         outputs, maximum, total = _attend_block(
             outputs, maximum, total, queries, key_cache + cache_at, value_cache + cache_at, page,
             start + block * block_keys, kv_end, last, position - window, factor, soft_cap,
@@ -303,6 +299,19 @@ def _attend(
         tl.store(partial_out + element_at, outputs, mask=is_element)
         lse = tl.where(sees_any, maximum + tl.log2(total), float("-inf"))
         tl.store(partial_lse + first_partial.to(tl.int64) * num_heads + at, lse, mask=is_line)
+
+
+@triton.jit
+def _pages_from(
+    table: tl.tensor,  # [max_pages]
+    start: tl.tensor,
+    kv_end: tl.tensor,
+    page_size: tl.constexpr,
+    block_keys: tl.constexpr,
+) -> tl.tensor:
+    """The page of each key from position `start` on, [block_keys]; 0 from `kv_end` on."""
+    key = start + tl.arange(0, block_keys)
+    return tl.load(table + key // page_size, mask=key < kv_end, other=0)
 
 
 @triton.jit
@@ -378,20 +387,3 @@ def _widen(block: tl.tensor, dtype: tl.constexpr) -> tl.tensor:
         bits = ((bits & 0x80) << 8) | ((bits & 0x7F) << 7)
         block = bits.to(tl.float16, bitcast=True)
     return block.to(dtype)
-
-
-def constexprs(
-    launch: Launch, precision: str, page_size: int, head_dim: int, has_soft_cap: bool
-) -> dict[str, object]:
-    """What the kernel is compiled for."""
-    return {
-        "page_size": page_size,
-        "head_dim": head_dim,
-        # At least 16: what the matrix units take.
-        "padded_dim": max(triton.next_power_of_2(head_dim), 16),
-        "has_soft_cap": has_soft_cap,
-        "precision": precision,
-        "first_kind": launch.first_kind,
-        "kind_lines": launch.kind_lines,
-        "kind_keys": launch.kind_keys,
-    }

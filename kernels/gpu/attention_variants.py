@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trunkline.kernels.gpu.attention import attention_kernel, constexprs
+from trunkline.kernels.gpu.attention import attention_kernel
 from trunkline.kernels.gpu.tuning import Launch, Tuning, TuningKey, all_rows
 from trunkline.kernels.gpu.variant import Variant
 
@@ -54,7 +54,9 @@ def _variant(
             **dict.fromkeys([f"{name}_stride" for name in strides], "i32:16"),
             **dict.fromkeys(("table_stride", "num_kv_heads", "window"), "i32"),
         },
-        constexprs=constexprs(launch, tuning.precision, COMPILED_PAGE_SIZE, head_dim, has_soft_cap),
+        constexprs=launch.constexprs(
+            tuning.precision, COMPILED_PAGE_SIZE, head_dim, has_soft_cap=has_soft_cap
+        ),
         num_warps=launch.num_warps,
         num_stages=launch.num_stages,
         targets=(key.architecture,),

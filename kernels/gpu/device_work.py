@@ -17,11 +17,8 @@ launches that were captured in a graph find the next step's work where they foun
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import math
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -29,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trunkline.kernels.gpu.launch import architecture, num_processors
-from trunkline.kernels.gpu.tuning import Tuning, find_tuning
+from trunkline.kernels.gpu.tuning import Launch, Tuning, find_tuning
 from trunkline.kernels.spans import SpanList
 from trunkline.kernels.work_list import Tiling, WorkList, build_work_list
 
@@ -164,19 +161,23 @@ class DeviceWork:
         staging.send(self.lists, size)
         self._turn = 1 - self._turn
 
-    @contextlib.contextmanager
-    def beside(self) -> Iterator[Callable[[], AbstractContextManager[object]]]:
-        """Where two launches may run at the same time: those under what it gives, and the others.
+    def launch_all(self, launch: Callable[[Launch], None]) -> None:
+        """Call `launch` for each of the tuning's launches, which then run beside each other.
 
-        What follows waits for both, also in a graph that is being captured. On a device without
-        streams they run one after the other.
+        What follows waits for all of them, also in a graph that is being captured. On a device
+        without streams they run one after the other.
         """
+        first, *others = self.tuning.launches
         if self._side is None:
-            yield contextlib.nullcontext
+            for each in self.tuning.launches:
+                launch(each)
             return
         main = torch.cuda.current_stream(self.device)
         self._side.wait_stream(main)
-        yield functools.partial(torch.cuda.stream, self._side)
+        launch(first)
+        with torch.cuda.stream(self._side):
+            for each in others:
+                launch(each)
         main.wait_stream(self._side)
 
     def check(self, query: Tensor, key_cache: Tensor) -> None:

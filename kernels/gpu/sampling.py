@@ -37,7 +37,7 @@ from trunkline.kernels.gpu.logit_images import (
     mass_of,
     number_of,
 )
-from trunkline.kernels.gpu.threshold import closer_ends, find_threshold, weigh
+from trunkline.kernels.gpu.threshold import closer_ends, find_threshold, weigh, weigh_from
 from trunkline.kernels.gpu.variant import Variant
 
 BLOCK_SIZE = 1024
@@ -156,7 +156,7 @@ def sample_kernel(
                 )
             threshold, total = low[0], low[2]
         else:
-            total = _mass_from(logits, vocab_size, threshold, maximum, inverse, block_size)
+            _, total = weigh_from(logits, vocab_size, threshold, maximum, inverse, block_size)
         target = (tl.load(uniform + row).to(tl.float64) * total.to(tl.float64)).to(tl.int64)
         token = _invert(logits, vocab_size, threshold, maximum, inverse, target, block_size)
         tl.store(tokens + row, token.to(tl.int64))
@@ -174,24 +174,6 @@ def _find_largest(logits: tl.tensor, vocab_size: tl.tensor, block_size: tl.const
         largest = tl.maximum(image, largest)
     row_largest = tl.max(largest, axis=0)
     return row_largest, tl.min(tl.where(largest == row_largest, best, vocab_size), axis=0)
-
-
-@triton.jit
-def _mass_from(
-    logits: tl.tensor,
-    vocab_size: tl.tensor,
-    threshold: tl.tensor,
-    maximum: tl.tensor,
-    inverse: tl.tensor,
-    block_size: tl.constexpr,
-) -> tl.tensor:
-    """Mass of the tokens whose image is at least `threshold`."""
-    lane = tl.arange(0, block_size)
-    mass = tl.zeros([block_size], tl.int64)
-    for start in range(0, vocab_size, block_size):
-        logit = load_logits(logits, start + lane, vocab_size)
-        mass += tl.where(image_of(logit) >= threshold, mass_of(logit, maximum, inverse), 0)
-    return tl.sum(mass, axis=0)
 
 
 @triton.jit

@@ -104,7 +104,7 @@ def find_threshold(
             by_mass,
             block_size,
         )
-        low_count, low_mass = _weigh_from(
+        low_count, low_mass = weigh_from(
             candidates, num_candidates, low_image, maximum, inverse, block_size
         )
         low_count += high_count
@@ -270,7 +270,7 @@ def _bisect(
 
 
 @triton.jit
-def _weigh_from(
+def weigh_from(
     logits: tl.tensor,
     num_logits: tl.tensor,
     threshold: tl.tensor,

@@ -1,12 +1,13 @@
 """The one table of tile shapes: for each class of device, head size and types.
 
 Heads of a size between two rows take the larger. A row that is marked a guess has the largest tiles
-that were found to compile without spilling registers and with two or three blocks of keys and
+that were found to compile without spilling registers and with one or two blocks of keys and
 values under way while one is computed; it was never timed. `pipeline` says how that is read off.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -41,6 +42,22 @@ class Launch:
     num_stages: int
     programs_per_processor: int
 
+    def constexprs(
+        self, precision: str, page_size: int, head_dim: int, *, has_soft_cap: bool
+    ) -> dict[str, object]:
+        """What the kernel is compiled for."""
+        return {
+            "page_size": page_size,
+            "head_dim": head_dim,
+            # At least 16: what the matrix units take.
+            "padded_dim": max(1 << (head_dim - 1).bit_length(), 16),
+            "has_soft_cap": has_soft_cap,
+            "precision": precision,
+            "first_kind": self.first_kind,
+            "kind_lines": self.kind_lines,
+            "kind_keys": self.kind_keys,
+        }
+
 
 @dataclass(frozen=True)
 class Tuning:
@@ -56,7 +73,7 @@ class Tuning:
     reads_fp8_as_bits: bool = False  # the device has no conversion from e4m3
     small: SmallLaunch | None = None  # of the last kind; None: one launch does all kinds
 
-    @property
+    @functools.cached_property
     def launches(self) -> tuple[Launch, ...]:
         """The launches that do all kinds together, the large tiles' first."""
         lines, keys = self.kind_lines, self.kind_keys

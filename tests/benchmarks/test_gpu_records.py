@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ def test_clock_counts_from_the_moment_given() -> None:
 
 
 def test_numbers_that_json_has_no_word_for_are_refused(tmp_path: Path) -> None:
-    with RecordFile(tmp_path / "rows.jsonl") as file:
+    with closing(RecordFile(tmp_path / "rows.jsonl")) as file:
         file.append({"case": "good"})
         with pytest.raises(ValueError, match="JSON"):
             file.append({"case": "bad", "error": float("nan")})

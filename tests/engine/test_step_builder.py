@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from trunkline.engine.grouping import TILE_ROWS
 from trunkline.engine.slots import NO_GROUP, SlotTable
-from trunkline.engine.step_builder import build_step_plan, in_attention_order
+from trunkline.engine.step_builder import build_step_plan
 from trunkline.engine.step_plan import AttentionSpans, StepPlan
 
 PAGE_SIZE = 16
@@ -41,8 +41,7 @@ def build(table: SlotTable, lengths: list[int]) -> StepPlan:
     new = np.array(lengths, np.int64)
     slots = np.arange(len(new))
     table.known[slots] = table.computed[slots] + new
-    slots = in_attention_order(table, slots, new)
-    return build_step_plan(0, table, slots, new[slots], PAGE_SIZE)
+    return build_step_plan(0, table, slots, new, PAGE_SIZE)
 
 
 def named(plan: StepPlan) -> list[tuple[list[int], int, int, bool]]:

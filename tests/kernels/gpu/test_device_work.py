@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -17,7 +18,7 @@ from trunkline.kernels.gpu.device_work import (
     PART_MULTIPLE,
     DeviceWork,
 )
-from trunkline.kernels.gpu.tuning import FP8, all_rows, find_tuning
+from trunkline.kernels.gpu.tuning import FP8, SmallLaunch, all_rows, find_tuning
 from trunkline.kernels.spans import SpanList
 
 SpanMaker = Callable[..., SpanList]
@@ -154,10 +155,9 @@ def test_launches_beside_each_other_wait_for_what_was_before(
     monkeypatch.setattr(work, "_side", Stream("side"))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream("main"))
     monkeypatch.setattr(torch.cuda, "stream", stream)
-    with work.beside() as side:
-        done.append("large")
-        with side():
-            done.append("small")
+    work.tuning = dataclasses.replace(work.tuning, small=SmallLaunch(16, 4, 2, 1))
+    large, small = work.tuning.launches
+    work.launch_all(lambda each: done.append({large: "large", small: "small"}[each]))
     assert done == [
         *("side waits for main", "large", "in side", "small", "out of side"),
         "main waits for side",
